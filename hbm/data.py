@@ -1,0 +1,466 @@
+"""Users' tables: simulated with known truth, read from disk, checked, and summarised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hbm import variance as _variance
+
+#: The five genres of the simulated platform.
+GENRES = ("comedy", "music", "gaming", "education", "lifestyle")
+
+#: Shares of creators, and the range of users (uniform) from which their sizes are drawn.
+SIZE_MIXTURE = ((0.40, 30, 100), (0.35, 100, 500), (0.25, 500, 5000))
+
+#: The two arms.
+GROUPS = ("control", "treatment")
+
+_REQUIRED = ("creator_id", "genre", "group", "revenue")
+_FIRST = 5
+
+
+class DataError(ValueError):
+    """The table breaks a rule; the message names column, rule and first offenders."""
+
+
+def generate_experiment_data(
+    seed: int | np.random.Generator = 42,
+    *,
+    genres: Sequence[str] = GENRES,
+    n_creators_per_genre: int = 100,
+    genre_mean: float = 0.5,
+    genre_sd: float = 0.3,
+    sigma_creator: float = 0.4,
+    sigma_obs: float = 2.0,
+    baseline: float = 5.0,
+    size_mixture: Sequence[tuple[float, int, int]] = SIZE_MIXTURE,
+    treatment_share: float = 0.5,
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Simulate one A/B experiment a creator, with the truth kept apart.
+
+    mu_genre[g] ~ Normal(genre_mean, genre_sd); tau[i] ~ Normal(mu_genre[g_i], sigma_creator);
+    control revenue ~ Normal(baseline, sigma_obs), treatment revenue ~ Normal(baseline + tau[i],
+    sigma_obs). The number of users of a creator is uniform within a range that is drawn from
+    `size_mixture`, so sizes are heavy-tailed.
+
+    Parameters
+    ----------
+    seed : int or Generator
+        The same seed gives the same bytes.
+    genres : sequence of str
+        Names of the genres.
+    n_creators_per_genre : int
+    genre_mean, genre_sd, sigma_creator, sigma_obs, baseline : float
+        In dollars per user.
+    size_mixture : sequence of (share, low, high)
+        Shares sum to 1; sizes are integers in [low, high), at least 4 users.
+    treatment_share : float
+        Share of a creator's users in treatment; both arms keep at least two users.
+
+    Returns
+    -------
+    users : DataFrame
+        One row a user: ``creator_id, genre, group, revenue`` (dollars).
+    truth : dict
+        ``genre_effects`` (genre,), ``creator_effects`` (creator,), ``sigma_creator``,
+        ``sigma_genre``, ``mu_global``, ``sigma_obs``, ``creator_genre`` (creator,) genre index,
+        ``creator_n`` (creator,) users, ``creator_id`` (creator,), ``genres``.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is out of its range.
+    """
+    shares, lows, highs = (np.array(column) for column in zip(*size_mixture, strict=True))
+    if not np.isclose(shares.sum(), 1) or (shares < 0).any():
+        raise ValueError(f"size_mixture: shares must be >= 0 and sum to 1, got {shares.tolist()}")
+    if (lows < 4).any() or (highs <= lows).any():
+        raise ValueError("size_mixture: every range needs 4 <= low < high")
+    if not 0 < treatment_share < 1:
+        raise ValueError(f"treatment_share must lie between 0 and 1, got {treatment_share}")
+    if len(genres) < 1 or n_creators_per_genre < 1:
+        raise ValueError("at least one genre and one creator per genre are needed")
+    if min(genre_sd, sigma_creator) < 0 or sigma_obs <= 0:
+        raise ValueError("genre_sd and sigma_creator must be >= 0, sigma_obs > 0")
+
+    rng = np.random.default_rng(seed)
+    n_creators = len(genres) * n_creators_per_genre
+    creator_genre = np.repeat(np.arange(len(genres)), n_creators_per_genre)
+    genre_effects = rng.normal(genre_mean, genre_sd, len(genres))
+    creator_effects = rng.normal(genre_effects[creator_genre], sigma_creator)
+    component = rng.choice(len(shares), size=n_creators, p=shares)
+    creator_n = rng.integers(lows[component], highs[component])
+    n_treatment = np.clip(np.rint(creator_n * treatment_share), 2, creator_n - 2).astype(int)
+
+    width = len(str(n_creators))
+    creator_id = np.array([f"c{i + 1:0{width}d}" for i in range(n_creators)], dtype=object)
+    creator = np.repeat(np.arange(n_creators), creator_n)
+    place = np.arange(len(creator)) - np.repeat(np.cumsum(creator_n) - creator_n, creator_n)
+    treated = place < n_treatment[creator]
+    revenue = rng.normal(baseline + np.where(treated, creator_effects[creator], 0.0), sigma_obs)
+
+    users = pd.DataFrame(
+        {
+            "creator_id": pd.Categorical.from_codes(creator, creator_id),
+            "genre": pd.Categorical.from_codes(creator_genre[creator], list(genres)),
+            "group": pd.Categorical.from_codes(treated.astype(int), list(GROUPS)),
+            "revenue": revenue,
+        }
+    )
+    truth = {
+        "mu_global": genre_mean,
+        "sigma_genre": genre_sd,
+        "sigma_creator": sigma_creator,
+        "sigma_obs": sigma_obs,
+        "genre_effects": genre_effects,
+        "creator_effects": creator_effects,
+        "creator_genre": creator_genre,
+        "creator_n": creator_n,
+        "creator_id": creator_id,
+        "genres": tuple(genres),
+    }
+    return users, truth
+
+
+def read_users(path: str | Path) -> pd.DataFrame:
+    """Read a users' table from ``.csv``, ``.csv.gz`` or ``.parquet`` and check it.
+
+    Ids, genres and groups are read from CSV as text, so ``007`` stays ``007`` and a genre may
+    be called ``NA``; an empty cell is missing.
+
+    Parameters
+    ----------
+    path : str or Path
+
+    Returns
+    -------
+    DataFrame
+        A valid users frame; further columns are kept.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    DataError
+        If the ending is unknown, the content is not what the ending says, or the table breaks
+        a rule of `validate_users`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    name = path.name.lower()
+    try:
+        if name.endswith(".parquet"):
+            users = pd.read_parquet(path)
+        elif name.endswith((".csv", ".csv.gz")):
+            users = _read_csv(path)
+        else:
+            raise DataError(f"{path.name}: known endings are .csv, .csv.gz and .parquet")
+    except pd.errors.EmptyDataError:
+        raise DataError(f"{path.name}: the file is empty") from None
+    except (pd.errors.ParserError, UnicodeDecodeError, OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        kind = "Parquet" if name.endswith(".parquet") else "CSV"
+        raise DataError(f"{path.name}: the content is not {kind}: {error}") from error
+    return validate_users(users, source=path.name)
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    text = dict.fromkeys(("creator_id", "genre", "group", "user_id"), "str")
+    users = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
+    if len(users.columns) and str(users.columns[0]).startswith("PAR1"):
+        raise DataError(f"{path.name}: the content is Parquet, not CSV")
+    return users
+
+
+def validate_users(users: pd.DataFrame, *, source: str = "users") -> pd.DataFrame:
+    """Check a users frame once, where it enters.
+
+    Rules: the columns ``creator_id, genre, group, revenue`` exist; there is a row; nothing is
+    missing; ``group`` is ``treatment`` or ``control``; ``revenue`` is a finite number; a creator
+    has one genre; where there is a ``user_id``, a creator has each user once.
+
+    Parameters
+    ----------
+    users : DataFrame
+        One row a user.
+    source : str
+        What the message calls the table.
+
+    Returns
+    -------
+    DataFrame
+        The same frame.
+
+    Raises
+    ------
+    DataError
+        Names column, rule, number of offending rows and first offending creators.
+    """
+    require_columns(users, _REQUIRED, source)
+    if users.empty:
+        raise DataError(f"{source}: the table has no rows")
+    for column in ("creator_id", "genre", "group"):
+        _refuse(users, users[column].isna(), column, "must not be missing", source)
+    _refuse(users, ~users["group"].isin(GROUPS), "group", f"must be one of {GROUPS}", source)
+    revenue = users["revenue"]
+    if not pd.api.types.is_numeric_dtype(revenue) or pd.api.types.is_bool_dtype(revenue):
+        wrong = pd.to_numeric(revenue, errors="coerce").isna() & revenue.notna()
+        _refuse(users, wrong | revenue.isna(), "revenue", "must be a number", source)
+        raise DataError(f"{source}: column 'revenue' must be numeric, its type is {revenue.dtype}")
+    finite = np.isfinite(revenue.to_numpy(float, na_value=np.nan))
+    _refuse(users, ~finite, "revenue", "must be finite", source)
+    pairs = users[["creator_id", "genre"]].drop_duplicates()
+    twice = pairs["creator_id"].duplicated(keep=False)
+    _refuse(pairs, twice, "genre", "must be the same for all users of a creator", source)
+    if "user_id" in users:
+        again = users.duplicated(["creator_id", "user_id"], keep=False)
+        _refuse(users, again, "user_id", "must not repeat within a creator", source)
+    return users
+
+
+def require_columns(frame: pd.DataFrame, columns: Sequence[str], source: str) -> None:
+    """Raise a `DataError` that names the missing columns and those that are there."""
+    missing = [column for column in columns if column not in frame.columns]
+    if missing:
+        there = ", ".join(map(str, frame.columns)) or "none"
+        raise DataError(
+            f"{source}: missing column{'s' * (len(missing) > 1)} {', '.join(missing)}; "
+            f"columns found: {there}"
+        )
+
+
+def _refuse(frame: pd.DataFrame, wrong, column: str, rule: str, source: str) -> None:
+    """Raise if any row is marked wrong, naming the first offenders with their values."""
+    wrong = np.asarray(wrong, dtype=bool)
+    if not wrong.any():
+        return
+    rows = frame.loc[wrong, ["creator_id", column]].drop_duplicates().head(_FIRST)
+    shown = ", ".join(
+        f"{creator!r}" if column == "creator_id" else f"{creator!r} ({value!r})"
+        for creator, value in rows.itertuples(index=False)
+    )
+    raise DataError(
+        f"{source}: column '{column}' {rule}; {wrong.sum():,} row{'s' * (wrong.sum() > 1)} "
+        f"break{'s' * (wrong.sum() == 1)} it, first creators: {shown}"
+    )
+
+
+def summarize_arms(users: pd.DataFrame) -> pd.DataFrame:
+    """Reduce users to the moments of each creator's two arms, by one grouped aggregation.
+
+    Parameters
+    ----------
+    users : DataFrame
+        One row a user; checked by `validate_users`.
+
+    Returns
+    -------
+    DataFrame
+        One row a creator, sorted by id: ``creator_id, genre, genre_idx``, and ``n_*, mean_*,
+        var_*`` for ``treatment`` and ``control``. Genres are numbered in the order of their
+        category, or of their names where the column is no categorical. An absent arm has
+        ``n = 0``.
+
+    Raises
+    ------
+    DataError
+        If the table breaks a rule.
+    """
+    validate_users(users)
+    by_arm = users.groupby(["creator_id", "group"], observed=True)["revenue"]
+    moments = by_arm.agg(n="size", mean="mean", var="var").unstack("group")
+    moments.columns = [f"{moment}_{group}" for moment, group in moments.columns]
+    arms = moments.reindex(columns=[f"{m}_{g}" for m in ("n", "mean", "var") for g in GROUPS])
+    counts = ["n_control", "n_treatment"]
+    arms[counts] = arms[counts].fillna(0).astype(np.int64)
+    genre = users.drop_duplicates("creator_id").set_index("creator_id")["genre"]
+    genre = genre.reindex(arms.index)
+    if isinstance(genre.dtype, pd.CategoricalDtype):
+        genre = genre.cat.remove_unused_categories()
+    else:
+        genre = genre.astype("category")
+    arms.insert(0, "genre", genre.astype(object))
+    arms.insert(1, "genre_idx", genre.cat.codes.astype(np.int64))
+    arms = arms.reset_index()
+    if isinstance(arms["creator_id"].dtype, pd.CategoricalDtype):
+        arms["creator_id"] = arms["creator_id"].astype(arms["creator_id"].cat.categories.dtype)
+    return arms
+
+
+def incomplete_creators(users: pd.DataFrame) -> pd.DataFrame:
+    """List the creators whose effect cannot be estimated, with the reason.
+
+    Parameters
+    ----------
+    users : DataFrame
+        One row a user (or the arms of `summarize_arms`).
+
+    Returns
+    -------
+    DataFrame
+        ``creator_id, genre, n_treatment, n_control, reason``; empty if there is none.
+    """
+    arms = users if "n_treatment" in users else summarize_arms(users)
+    columns = ["creator_id", "genre", "n_treatment", "n_control"]
+    few = arms.loc[(arms[["n_treatment", "n_control"]] < 2).any(axis=1), columns].copy()
+    few["reason"] = [
+        " and ".join(
+            f"{'one user' if n else 'no user'} in {group}"
+            for group, n in (("treatment", row.n_treatment), ("control", row.n_control))
+            if n < 2
+        )
+        for row in few.itertuples()
+    ]
+    return few.reset_index(drop=True)
+
+
+def summarize_creators(
+    users: pd.DataFrame,
+    *,
+    variance: str = "welch",
+    incomplete: str = "raise",
+    cluster: str | None = None,
+    cluster_variance: str = "own",
+) -> pd.DataFrame:
+    """Estimate each creator's effect, the difference of mean revenue per user.
+
+    Parameters
+    ----------
+    users : DataFrame
+        One row a user; or the arms of `summarize_arms`, for tables too large to load.
+    variance : {"welch", "moderated", "pooled"}
+        Where the standard error comes from: `hbm.variance.standard_errors`.
+    incomplete : {"raise", "exclude"}
+        What to do with creators that have fewer than two users in an arm;
+        `incomplete_creators` lists them.
+    cluster : str, optional
+        Column of the unit that was randomised (a class, a household), nested in creator and
+        arm. The standard errors are then cluster-robust, and `variance` is not used.
+    cluster_variance : {"own", "pooled"}
+        ``own`` refuses an arm of a single cluster; ``pooled`` takes the variance between
+        clusters from all creators.
+
+    Returns
+    -------
+    DataFrame
+        Summaries, one row a creator: ``creator_id, genre, genre_idx, n_treatment, n_control,
+        n_total, effect_hat, se, df, variance_borrowed``; effects in the unit of revenue.
+
+    Raises
+    ------
+    DataError
+        If the table breaks a rule, or a creator is incomplete and `incomplete` is ``"raise"``.
+    """
+    if incomplete not in ("raise", "exclude"):
+        raise ValueError(f"incomplete must be 'raise' or 'exclude', got {incomplete!r}")
+    arms = users if "n_treatment" in users else summarize_arms(users)
+    few = incomplete_creators(arms)
+    if len(few) and incomplete == "raise":
+        first = ", ".join(f"{r.creator_id!r} ({r.reason})" for r in few.head(_FIRST).itertuples())
+        raise DataError(
+            f"users: {len(few):,} creators have fewer than two users in an arm, first: {first}; "
+            "incomplete='exclude' sets them aside, incomplete_creators(users) lists them"
+        )
+    arms = arms[~arms["creator_id"].isin(few["creator_id"])].reset_index(drop=True)
+    if arms.empty:
+        raise DataError("users: no creator has two users in both arms")
+    if cluster is None:
+        errors = _variance.standard_errors(arms, variance)
+    else:
+        errors = _cluster_errors(users, arms, cluster, cluster_variance)
+    # A genre may have lost all its creators: number those that are left without gaps.
+    genre_idx = np.unique(arms["genre_idx"], return_inverse=True)[1]
+    return pd.DataFrame(
+        {
+            "creator_id": arms["creator_id"],
+            "genre": arms["genre"],
+            "genre_idx": genre_idx.astype(np.int64),
+            "n_treatment": arms["n_treatment"],
+            "n_control": arms["n_control"],
+            "n_total": arms["n_treatment"] + arms["n_control"],
+            "effect_hat": arms["mean_treatment"] - arms["mean_control"],
+            "se": errors["se"],
+            "df": errors["df"],
+            "variance_borrowed": errors["variance_borrowed"],
+        }
+    )
+
+
+def _cluster_errors(
+    users: pd.DataFrame, arms: pd.DataFrame, cluster: str, cluster_variance: str
+) -> pd.DataFrame:
+    """Standard errors of `arms` from clusters of users, in the order of `arms`."""
+    if cluster_variance not in ("own", "pooled"):
+        raise ValueError(f"cluster_variance must be 'own' or 'pooled', got {cluster_variance!r}")
+    if "n_treatment" in users:
+        raise DataError(f"users: column '{cluster}' needs one row a user, not arms")
+    require_columns(users, (cluster,), "users")
+    _refuse(users, users[cluster].isna(), cluster, "must not be missing", "users")
+    kept = users[users["creator_id"].isin(arms["creator_id"])]
+    in_arms = kept[["creator_id", "group", cluster]].drop_duplicates()
+    both = in_arms.duplicated(["creator_id", cluster], keep=False)
+    _refuse(in_arms, both, cluster, "must lie within one arm of a creator", "users")
+    clusters = (
+        kept.groupby(["creator_id", "group", cluster], observed=True)["revenue"]
+        .agg(n="size", mean="mean", var="var")
+        .reset_index()
+    )
+    try:
+        errors = _variance.cluster_standard_errors(clusters, pooled=cluster_variance == "pooled")
+    except ValueError as error:
+        raise DataError(f"users: column '{cluster}': {error}") from None
+    return errors.reindex(arms["creator_id"]).reset_index(drop=True)
+
+
+def validate_summaries(summaries: pd.DataFrame) -> pd.DataFrame:
+    """Check a summaries frame: what the models need, wherever the effects come from.
+
+    Rules: ``creator_id`` unique; ``genre_idx`` whole numbers from 0 without gaps; ``effect_hat``
+    finite; ``se`` finite and greater than 0.
+
+    Parameters
+    ----------
+    summaries : DataFrame
+        At least ``creator_id, genre_idx, effect_hat, se``.
+
+    Returns
+    -------
+    DataFrame
+        The same frame.
+
+    Raises
+    ------
+    DataError
+        Names column, rule and first offending creators.
+    """
+    source = "summaries"
+    require_columns(summaries, ("creator_id", "genre_idx", "effect_hat", "se"), source)
+    if summaries.empty:
+        raise DataError(f"{source}: the table has no rows")
+    ids = summaries["creator_id"]
+    _refuse(summaries, ids.isna(), "creator_id", "must not be missing", source)
+    _refuse(summaries, ids.duplicated(keep=False), "creator_id", "must be unique", source)
+    for column in ("genre_idx", "effect_hat", "se"):
+        values = pd.to_numeric(summaries[column], errors="coerce").to_numpy(float)
+        _refuse(summaries, ~np.isfinite(values), column, "must be a finite number", source)
+    _refuse(summaries, summaries["se"] <= 0, "se", "must be greater than 0", source)
+    idx = summaries["genre_idx"].to_numpy(float)
+    _refuse(summaries, (idx < 0) | (idx % 1 != 0), "genre_idx", "must be 0, 1, 2, …", source)
+    empty = np.setdiff1d(np.arange(idx.max() + 1), idx).astype(int)
+    if len(empty):
+        raise DataError(
+            f"{source}: column 'genre_idx' must have no gaps; without a creator: "
+            f"{', '.join(map(str, empty[:_FIRST]))}"
+        )
+    if "genre" in summaries:
+        names = summaries.groupby("genre_idx")["genre"].nunique(dropna=False)
+        if (names > 1).any():
+            raise DataError(f"{source}: genre_idx {names.idxmax()} has more than one genre name")
+    return summaries

@@ -1,0 +1,167 @@
+"""Priors of the hierarchical model: which families there are, and which scales are used."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+#: The standard deviation of a normal distribution in units of its median absolute deviation.
+_MAD_TO_SD = 1.4826
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A univariate prior; subclasses carry PyMC's class name and PyMC's parameter names."""
+
+    #: What the subclass calls its parameters that must be greater than 0.
+    positive: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not np.isfinite(value):
+                raise ValueError(f"{type(self).__name__}: {name} must be finite, got {value}")
+            if name in self.positive and not value > 0:
+                raise ValueError(
+                    f"{type(self).__name__}: {name} must be greater than 0, got {value}"
+                )
+
+    def scipy(self) -> stats.rv_frozen:
+        """Return the same distribution as a frozen SciPy distribution."""
+        raise NotImplementedError
+
+    def pymc(self, name: str):
+        """Add the prior to the PyMC model on the stack and return its variable."""
+        import pymc as pm
+
+        return getattr(pm, type(self).__name__)(name, **asdict(self))
+
+
+@dataclass(frozen=True)
+class Normal(Prior):
+    """Normal distribution with mean `mu` and standard deviation `sigma`."""
+
+    mu: float = 0.0
+    sigma: float = 1.0
+    positive: ClassVar = ("sigma",)
+
+    def scipy(self) -> stats.rv_frozen:
+        return stats.norm(self.mu, self.sigma)
+
+
+@dataclass(frozen=True)
+class HalfNormal(Prior):
+    """Normal distribution with mean 0 and standard deviation `sigma`, cut off below 0."""
+
+    sigma: float = 1.0
+    positive: ClassVar = ("sigma",)
+
+    def scipy(self) -> stats.rv_frozen:
+        return stats.halfnorm(scale=self.sigma)
+
+
+@dataclass(frozen=True)
+class HalfCauchy(Prior):
+    """Cauchy distribution with location 0 and scale `beta`, cut off below 0."""
+
+    beta: float = 1.0
+    positive: ClassVar = ("beta",)
+
+    def scipy(self) -> stats.rv_frozen:
+        return stats.halfcauchy(scale=self.beta)
+
+
+@dataclass(frozen=True)
+class Fixed(Prior):
+    """A standard deviation that is known: `Fixed(0)` for sigma_genre means "no grouping"."""
+
+    value: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.value < 0:
+            raise ValueError(f"Fixed: value must not be negative, got {self.value}")
+
+    def scipy(self) -> stats.rv_frozen:
+        raise TypeError("a fixed value has no density")
+
+    def pymc(self, name: str):
+        import pymc as pm
+
+        return pm.Deterministic(name, pm.math.constant(float(self.value)))
+
+
+@dataclass(frozen=True)
+class Priors:
+    """Priors of the three hyperparameters, in the unit of the effects.
+
+    The defaults are weakly informative for effects of about a dollar per user.
+    For data in any other unit use `Priors.weakly_informative`.
+
+    Attributes
+    ----------
+    mu_global : Normal
+        Platform mean of the effects.
+    sigma_genre : HalfNormal, HalfCauchy or Fixed
+        Standard deviation of the genre means; ``Fixed(0)`` fits a model without grouping.
+    sigma_creator : HalfNormal or HalfCauchy
+        Standard deviation of the creators' effects within a genre.
+    """
+
+    mu_global: Normal = field(default_factory=Normal)
+    sigma_genre: Prior = field(default_factory=HalfNormal)
+    sigma_creator: Prior = field(default_factory=HalfNormal)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.mu_global, Normal):
+            raise TypeError(f"mu_global needs a Normal prior, got {self.mu_global!r}")
+        for name in ("sigma_genre", "sigma_creator"):
+            prior = getattr(self, name)
+            if not isinstance(prior, Prior) or isinstance(prior, Normal):
+                raise TypeError(f"{name} needs a prior on positive values, got {prior!r}")
+        if isinstance(self.sigma_creator, Fixed) and self.sigma_creator.value == 0:
+            raise ValueError("sigma_creator fixed at 0 is complete pooling, not a hierarchy")
+
+    @classmethod
+    def weakly_informative(cls, summaries: pd.DataFrame) -> Priors:
+        """Return priors whose scales are those of the data, so that units do not matter.
+
+        With m the median of ``effect_hat`` and s its standard deviation (from the median
+        absolute deviation, so that a few wild estimates do not matter):
+        mu_global ~ Normal(0, 5 sqrt(m² + s²)), sigma_genre and sigma_creator ~ HalfNormal(2 s).
+        The noise of the estimates is part of s, so the priors err on the wide side.
+
+        Parameters
+        ----------
+        summaries : DataFrame
+            One row a creator, with ``effect_hat`` and ``se`` in any unit.
+
+        Raises
+        ------
+        ValueError
+            If there is no creator.
+        """
+        effects = summaries["effect_hat"].to_numpy(float)
+        if not len(effects):
+            raise ValueError("weakly informative priors need at least one creator")
+        center = np.median(effects)
+        spread = _MAD_TO_SD * np.median(np.abs(effects - center))
+        # Ties (counts, one creator) can make the spread 0: then the noise sets the scale.
+        spread = spread or float(np.median(summaries["se"]))
+        return cls(
+            mu_global=Normal(0.0, float(5 * np.hypot(center, spread))),
+            sigma_genre=HalfNormal(float(2 * spread)),
+            sigma_creator=HalfNormal(float(2 * spread)),
+        )
+
+    def describe(self) -> dict[str, str]:
+        """Return one short text a hyperparameter, such as ``HalfNormal(sigma=1)``."""
+        return {name: _describe(getattr(self, name)) for name in self.__dataclass_fields__}
+
+
+def _describe(prior: Prior) -> str:
+    values = ", ".join(f"{name}={value:.4g}" for name, value in asdict(prior).items())
+    return f"{type(prior).__name__}({values})"

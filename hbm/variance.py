@@ -1,0 +1,171 @@
+"""Standard errors of the creators' differences, from the moments of their arms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy import optimize, special
+
+#: Known ways to get a creator's standard error.
+METHODS = ("welch", "moderated", "pooled")
+
+#: A variance this small relative to the squared mean is rounding, not variation.
+_ROUNDING = 1e-24
+
+
+def standard_errors(arms: pd.DataFrame, method: str = "welch") -> pd.DataFrame:
+    """Return the standard error of each creator's difference of means.
+
+    Parameters
+    ----------
+    arms : DataFrame
+        One row a creator: ``n_*``, ``mean_*`` and ``var_*`` for ``treatment`` and ``control``;
+        at least two users an arm.
+    method : {"welch", "moderated", "pooled"}
+        * ``welch``: the creator's own two variances, with the Welch-Satterthwaite degrees of
+          freedom. An arm without any variation (every user paid $0) takes the variance pooled
+          over all creators' same arms: with its own, it would count as known exactly.
+        * ``moderated``: each arm's variance is first moderated across creators (Smyth 2004).
+        * ``pooled``: one variance for both arms of a creator, moderated across creators. It is
+          uncorrelated with the difference however unequal the arms are.
+
+        Moderated standard errors are inflated by sqrt(nu / (nu - 2)), so that a normal with
+        this standard deviation has the variance of the t distribution they stand for.
+
+    Returns
+    -------
+    DataFrame
+        ``se`` (unit of revenue), ``df`` (degrees of freedom for a t test; infinite where the
+        inflation stands for them) and ``variance_borrowed`` (bool), indexed like `arms`.
+
+    Raises
+    ------
+    ValueError
+        If the method is unknown, or no creator's users differ at all.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+    n = arms[["n_treatment", "n_control"]].to_numpy(float)
+    var = arms[["var_treatment", "var_control"]].to_numpy(float)
+    mean = arms[["mean_treatment", "mean_control"]].to_numpy(float)
+    constant = var <= _ROUNDING * np.square(mean)
+    var = np.where(constant, 0.0, var)
+    if constant.all():
+        raise ValueError("revenue does not vary within any arm: no standard error can be had")
+    if method == "welch":
+        pooled = ((n - 1) * var).sum(axis=0) / (n - 1).sum(axis=0)
+        pooled = np.where(pooled > 0, pooled, pooled.max())
+        squared = np.where(constant, pooled, var) / n
+        df = np.square(squared.sum(axis=1)) / (np.square(squared) / (n - 1)).sum(axis=1)
+        se, borrowed = np.sqrt(squared.sum(axis=1)), constant.any(axis=1)
+    elif method == "moderated":
+        moderated, nu = moderate_variances(var.ravel(), (n - 1).ravel())
+        squared, nu = moderated.reshape(n.shape) / n, nu.reshape(n.shape)
+        nu = np.square(squared.sum(axis=1)) / (np.square(squared) / nu).sum(axis=1)
+        se, df = np.sqrt(squared.sum(axis=1)) * _inflation(nu), np.full(len(arms), np.inf)
+        borrowed = constant.any(axis=1)
+    else:
+        own = ((n - 1) * var).sum(axis=1) / (n - 1).sum(axis=1)
+        moderated, nu = moderate_variances(own, n.sum(axis=1) - 2)
+        se = np.sqrt(moderated * (1 / n).sum(axis=1)) * _inflation(nu)
+        df, borrowed = np.full(len(arms), np.inf), constant.all(axis=1)
+    return pd.DataFrame({"se": se, "df": df, "variance_borrowed": borrowed}, index=arms.index)
+
+
+def _inflation(nu: np.ndarray) -> np.ndarray:
+    # With two degrees of freedom or fewer a t distribution has no variance; 2.5 caps the factor.
+    nu = np.maximum(nu, 2.5)
+    return np.sqrt(1 / (1 - 2 / nu))
+
+
+def moderate_variances(var: np.ndarray, df: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Shrink sample variances toward a common value (Smyth 2004, section 6.2).
+
+    The true variances are taken as scaled inverse chi-squared with scale s0² and d0 degrees of
+    freedom, both found by matching the moments of the log sample variances. Variances of 0 say
+    nothing on the log scale: they take no part in finding s0² and d0, and are shrunk like all.
+
+    Parameters
+    ----------
+    var : ndarray
+        Sample variances.
+    df : ndarray
+        Their degrees of freedom, at least 1.
+
+    Returns
+    -------
+    moderated, nu : ndarray
+        (d0 s0² + df var) / (d0 + df), and d0 + df (infinite where all variances agree).
+    """
+    positive = var > 0
+    half = df[positive] / 2
+    e = np.log(var[positive]) - special.digamma(half) + np.log(half)
+    excess = e.var(ddof=1) - special.polygamma(1, half).mean() if len(e) > 1 else 0.0
+    if excess <= 0:
+        pooled = np.average(var, weights=df)
+        return np.full_like(var, pooled), np.full_like(df, np.inf)
+    log_half_d0 = optimize.brentq(
+        lambda x: np.log(special.polygamma(1, np.exp(x))) - np.log(excess), -20, 30
+    )
+    d0 = 2 * np.exp(log_half_d0)
+    s0_squared = np.exp(e.mean() + special.digamma(d0 / 2) - np.log(d0 / 2))
+    return (d0 * s0_squared + df * var) / (d0 + df), d0 + df
+
+
+def cluster_standard_errors(
+    clusters: pd.DataFrame, *, pooled: bool = False
+) -> pd.DataFrame:
+    """Return standard errors that hold when whole clusters of users were randomised.
+
+    Parameters
+    ----------
+    clusters : DataFrame
+        One row a cluster of an arm: ``creator_id, group, n, mean, var`` (variance of the users
+        within the cluster; missing for a cluster of one).
+    pooled : bool
+        False: each creator's own clusters, var(mean) = G / (G - 1) Σ (n_c / n)² (y_c - y)²
+        for each arm (Cameron & Miller 2015). True: a variance between clusters and one within,
+        each pooled over all creators (analysis of variance within creator and arm), so that an
+        arm of one cluster has a standard error too.
+
+    Returns
+    -------
+    DataFrame
+        ``se``, ``df``, ``variance_borrowed`` by ``creator_id``; df counts the clusters.
+
+    Raises
+    ------
+    ValueError
+        If an arm has a single cluster (own variance), or no arm has two (pooled).
+    """
+    cells = clusters.assign(
+        share=clusters["n"] / clusters.groupby(["creator_id", "group"], observed=True)["n"].transform("sum"),
+    )
+    by = cells.groupby(["creator_id", "group"], observed=True)
+    size = by["n"].transform("size")
+    if not pooled and (size < 2).any():
+        single = cells.loc[size < 2, "creator_id"].unique()
+        raise ValueError(
+            f"{len(single)} creators have an arm of a single cluster, first: "
+            f"{', '.join(map(repr, single[:5]))}; cluster-robust standard errors need two an arm"
+        )
+    center = (cells["share"] * cells["mean"]).groupby(
+        [cells["creator_id"], cells["group"]], observed=True
+    ).transform("sum")
+    between_squared = np.square(cells["mean"] - center)
+    if pooled:
+        df_between = len(cells) - by.ngroups
+        df_within = (cells["n"] - 1).sum()
+        if not df_between or not df_within:
+            raise ValueError("a pooled variance between clusters needs an arm of two clusters")
+        within = ((cells["n"] - 1) * cells["var"].fillna(0)).sum() / df_within
+        between = (cells["n"] * between_squared).sum() / df_between
+        n0 = (cells["n"].sum() - (cells["n"] * cells["share"]).sum()) / df_between
+        component = max(0.0, (between - within) / n0)
+        squared = np.square(cells["share"]) * (component + within / cells["n"])
+        df = pd.Series(float(df_between), index=cells["creator_id"].unique())
+    else:
+        squared = np.square(cells["share"]) * between_squared * size / (size - 1)
+        df = cells.groupby("creator_id", observed=True).size() - 2.0
+    se = np.sqrt(squared.groupby(cells["creator_id"], observed=True).sum())
+    return pd.DataFrame({"se": se, "df": df.reindex(se.index), "variance_borrowed": pooled})
