@@ -1,0 +1,38 @@
+"""Trustworthy readouts of small A/B experiments by partial pooling.
+
+Public names are imported from here: ``from hbm import creator_readouts``. A name's module is
+loaded when the name is first used, so ``import hbm`` itself costs next to nothing.
+"""
+
+from importlib import import_module
+
+_PUBLIC = {
+    "data": (
+        "DataError generate_experiment_data incomplete_creators read_users summarize_arms "
+        "summarize_creators validate_users"
+    ),
+    "baselines": "complete_pooling_estimates no_pooling_estimates",
+    "priors": "Fixed HalfCauchy HalfNormal Normal Priors",
+    "model": "extract_hbm_estimates fit_hierarchical_model",
+    "diagnostics": "DiagnosticsError check_diagnostics",
+    "validation": (
+        "compare_estimators compute_avg_interval_width compute_coverage compute_mse "
+        "coverage_by_distance leave_one_out oracle_estimates posterior_predictive "
+        "prior_predictive split_half"
+    ),
+    "readout": "creator_readouts readout_report",
+    "store": "kept",
+}
+_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names.split()}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'hbm' has no attribute {name!r}")
+    return getattr(import_module(f"hbm.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -12,7 +12,7 @@ Arrays of hyperparameters have the shape ``(draw,)``; results ``(draw, genre)`` 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -75,6 +75,16 @@ class Estimates:
         """Take `effect_hat`, `se` and `genre_idx` of a valid summaries frame."""
         return cls.from_arrays(summaries["effect_hat"], summaries["se"], summaries["genre_idx"])
 
+    def take(self, block: slice) -> Estimates:
+        """Return a block of the sorted creators; their genres keep their numbers."""
+        return replace(
+            self,
+            effect_hat=self.effect_hat[block],
+            se=self.se[block],
+            genre_idx=self.genre_idx[block],
+            order=self.order[block],
+        )
+
     @cached_property
     def starts(self) -> np.ndarray:
         """Position of the first creator of each genre."""
@@ -120,9 +130,7 @@ def genre_sums(data: Estimates, sigma_creator: np.ndarray) -> GenreSums:
     deviation = data.effect_hat - mean[:, data.genre_idx]
     mean_correction = data.by_genre(v * deviation) / weight
     deviation -= mean_correction[:, data.genre_idx]
-    residual = 0.5 * (
-        data.by_genre(np.log(v) - v * np.square(deviation)) - np.log(weight)
-    )
+    residual = 0.5 * (data.by_genre(np.log(v) - v * np.square(deviation)) - np.log(weight))
     return GenreSums(mean + mean_correction, weight, residual)
 
 

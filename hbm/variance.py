@@ -112,9 +112,7 @@ def moderate_variances(var: np.ndarray, df: np.ndarray) -> tuple[np.ndarray, np.
     return (d0 * s0_squared + df * var) / (d0 + df), d0 + df
 
 
-def cluster_standard_errors(
-    clusters: pd.DataFrame, *, pooled: bool = False
-) -> pd.DataFrame:
+def cluster_standard_errors(clusters: pd.DataFrame, *, pooled: bool = False) -> pd.DataFrame:
     """Return standard errors that hold when whole clusters of users were randomised.
 
     Parameters
@@ -139,7 +137,8 @@ def cluster_standard_errors(
         If an arm has a single cluster (own variance), or no arm has two (pooled).
     """
     cells = clusters.assign(
-        share=clusters["n"] / clusters.groupby(["creator_id", "group"], observed=True)["n"].transform("sum"),
+        share=clusters["n"]
+        / clusters.groupby(["creator_id", "group"], observed=True)["n"].transform("sum"),
     )
     by = cells.groupby(["creator_id", "group"], observed=True)
     size = by["n"].transform("size")
@@ -149,9 +148,11 @@ def cluster_standard_errors(
             f"{len(single)} creators have an arm of a single cluster, first: "
             f"{', '.join(map(repr, single[:5]))}; cluster-robust standard errors need two an arm"
         )
-    center = (cells["share"] * cells["mean"]).groupby(
-        [cells["creator_id"], cells["group"]], observed=True
-    ).transform("sum")
+    center = (
+        (cells["share"] * cells["mean"])
+        .groupby([cells["creator_id"], cells["group"]], observed=True)
+        .transform("sum")
+    )
     between_squared = np.square(cells["mean"] - center)
     if pooled:
         df_between = len(cells) - by.ngroups

@@ -1,0 +1,166 @@
+"""Can this posterior be trusted as a computation? Convergence checks that can raise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from hbm.gaussian import Estimates, Hyper, creator_moments, genre_moments
+
+#: The rules a fit has to keep: Vehtari et al. (2021) for R-hat and effective sample sizes.
+MAX_RHAT = 1.01
+MIN_ESS_PER_CHAIN = 400
+MIN_EBFMI = 0.3
+
+HYPERPARAMETERS = ("mu_global", "sigma_genre", "sigma_creator")
+
+
+class DiagnosticsError(RuntimeError):
+    """A fit failed its diagnostics; the message lists every rule it broke."""
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """What `check_diagnostics` found.
+
+    Attributes
+    ----------
+    table : DataFrame
+        One row a quantity (``mu_global``, ``tau``, ``E[tau | hyper]``, …): ``n`` values,
+        ``max_rhat``, ``min_ess_bulk``, ``min_ess_tail`` and the worst value's name, ``worst``.
+    divergences : int
+        Divergent transitions after warm-up.
+    max_tree_depth_hits : int
+        Transitions that were cut off at the largest tree depth.
+    min_ebfmi : float
+        Smallest energy Bayesian fraction of missing information over chains.
+    failures : tuple of str
+        Every rule that was broken; empty for a good fit.
+    """
+
+    table: pd.DataFrame
+    divergences: int
+    max_tree_depth_hits: int
+    min_ebfmi: float
+    failures: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every rule was kept."""
+        return not self.failures
+
+    def raise_if_failed(self) -> None:
+        """Raise `DiagnosticsError` if a rule was broken."""
+        if self.failures:
+            raise DiagnosticsError("the fit failed its diagnostics: " + "; ".join(self.failures))
+
+
+def check_diagnostics(idata) -> Diagnostics:
+    """Check a fit: R-hat, effective sample sizes, divergences, tree depth, energy.
+
+    The rules hold for the hyperparameters, the genre means, every tau and every
+    E[tau | hyperparameters]. The last are needed because taus drawn exactly given the
+    hyperparameters look well mixed even where the hyperparameters are stuck.
+
+    Parameters
+    ----------
+    idata : DataTree
+        From `fit_hierarchical_model`.
+
+    Returns
+    -------
+    Diagnostics
+
+    Raises
+    ------
+    ValueError
+        If the fit has a single chain or fewer than 4 draws: then nothing can be checked.
+    """
+    posterior = idata["posterior"].dataset
+    n_chains, n_draws = posterior.sizes["chain"], posterior.sizes["draw"]
+    if n_chains < 2 or n_draws < 4:
+        raise ValueError(f"diagnostics need 2 chains and 4 draws, got {n_chains} and {n_draws}")
+    table = _convergence_table(_monitored(idata))
+    failures = _table_failures(table, MIN_ESS_PER_CHAIN * n_chains)
+
+    stats = idata["sample_stats"].dataset
+    divergences = int(stats["diverging"].sum())
+    hits = int(stats["reached_max_tree_depth"].sum()) if "reached_max_tree_depth" in stats else 0
+    ebfmi = _min_ebfmi(stats["energy"].values)
+    if divergences:
+        failures.append(f"{divergences} divergent transitions")
+    if hits:
+        failures.append(f"{hits} transitions reached the largest tree depth")
+    if not ebfmi > MIN_EBFMI:
+        failures.append(f"E-BFMI {ebfmi:.2f} is not above {MIN_EBFMI}")
+    return Diagnostics(table, divergences, hits, ebfmi, tuple(failures))
+
+
+def hyper_draws(posterior) -> Hyper:
+    """Return the hyperparameters of a posterior dataset, each of shape ``(chain * draw,)``."""
+    return Hyper(*(posterior[name].values.reshape(-1) for name in HYPERPARAMETERS))
+
+
+def estimates_of(idata) -> Estimates:
+    """Return the data a posterior was fitted to, from its ``observed_data`` group."""
+    constant = idata["constant_data"].dataset
+    return Estimates.from_arrays(
+        idata["observed_data"]["effect_hat"].values,
+        constant["se"].values,
+        constant["genre_idx"].values,
+        idata["posterior"].dataset.sizes["genre"],
+    )
+
+
+def _monitored(idata):
+    """Posterior with E[tau | hyperparameters] added, without what is constant by design."""
+    posterior = idata["posterior"].dataset
+    data, hyper = estimates_of(idata), hyper_draws(posterior)
+    means = creator_moments(data, genre_moments(data, hyper), hyper.sigma_creator).mean
+    shape = (posterior.sizes["chain"], posterior.sizes["draw"], -1)
+    monitored = posterior.assign(
+        {"E[tau | hyper]": (("chain", "draw", "creator"), data.unsort(means).reshape(shape))}
+    )
+    return monitored.drop_vars(list(idata.attrs["fixed"]))
+
+
+def _convergence_table(monitored) -> pd.DataFrame:
+    """Worst R-hat and effective sample sizes of each variable."""
+    import arviz as az
+
+    rhat = az.rhat(monitored)
+    bulk, tail = az.ess(monitored, method="bulk"), az.ess(monitored, method="tail")
+    rows = {}
+    for name in monitored.data_vars:
+        worst = rhat[name].fillna(np.inf)
+        where = worst.argmax(...) if worst.ndim else {}
+        label = "" if not where else str(worst.isel(where)[worst.dims[0]].item())
+        rows[name] = {
+            "n": worst.size,
+            "max_rhat": float(worst.max()),
+            "min_ess_bulk": float(bulk[name].fillna(0).min()),
+            "min_ess_tail": float(tail[name].fillna(0).min()),
+            "worst": label,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("quantity")
+
+
+def _table_failures(table: pd.DataFrame, min_ess: float) -> list[str]:
+    failures = []
+    for name, row in table.iterrows():
+        if not row["max_rhat"] < MAX_RHAT:
+            failures.append(f"R-hat of {name} is {row['max_rhat']:.3f}, not below {MAX_RHAT}")
+        for kind in ("bulk", "tail"):
+            ess = row[f"min_ess_{kind}"]
+            if not ess > min_ess:
+                failures.append(f"{kind} ESS of {name} is {ess:.0f}, not above {min_ess:.0f}")
+    return failures
+
+
+def _min_ebfmi(energy: np.ndarray) -> float:
+    """Smallest E-BFMI over chains (Betancourt 2017, section 6.1)."""
+    import arviz as az
+
+    return float(np.min(az.bfmi(energy)))

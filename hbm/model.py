@@ -1,0 +1,326 @@
+"""The hierarchical model: creators within genres within the platform.
+
+mu_genre[g] ~ Normal(mu_global, sigma_genre), tau[i] ~ Normal(mu_genre[g_i], sigma_creator),
+effect_hat[i] ~ Normal(tau[i], se[i]) with se known.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+
+import numpy as np
+import pandas as pd
+
+from hbm.data import validate_summaries
+from hbm.diagnostics import HYPERPARAMETERS, check_diagnostics, estimates_of, hyper_draws
+from hbm.gaussian import (
+    Estimates,
+    creator_moments,
+    genre_moments,
+    mixture_cdf,
+    mixture_moments,
+    mixture_quantile,
+    shrinkage_factor,
+)
+from hbm.intervals import LEVEL, tail_probabilities
+from hbm.priors import Fixed, Priors
+
+#: Target acceptance rates: without the creators the posterior is cheap, so small steps are too.
+TARGET_ACCEPT = {"marginal": 0.99, "centered": 0.9, "noncentered": 0.9}
+
+ENGINES = ("nuts", "exact")
+
+#: Draws of tau larger than this many values are refused: 10^8 doubles are 0.8 GB.
+MAX_VALUES = 10**8
+
+_SAMPLE_STATS = {
+    "diverging": "diverging",
+    "energy": "energy",
+    "logp": "lp",
+    "depth": "tree_depth",
+    "maxdepth_reached": "reached_max_tree_depth",
+    "n_steps": "n_steps",
+    "step_size": "step_size",
+    "mean_tree_accept": "acceptance_rate",
+}
+
+_BLOCK = 4_000_000
+
+
+def fit_hierarchical_model(
+    summaries: pd.DataFrame,
+    *,
+    engine: str = "nuts",
+    parameterization: str = "marginal",
+    priors: Priors = Priors(),
+    draws: int = 2000,
+    tune: int = 1000,
+    chains: int = 4,
+    random_seed: int = 42,
+    target_accept: float | None = None,
+):
+    """Fit the hierarchical model and return its posterior.
+
+    Parameters
+    ----------
+    summaries : DataFrame
+        One row a creator: ``creator_id, genre_idx, effect_hat, se`` (and ``genre`` for names).
+    engine : {"nuts", "exact"}
+        ``nuts`` samples with PyMC and nutpie's No-U-Turn sampler.
+    parameterization : {"marginal", "centered", "noncentered"}
+        ``marginal`` integrates creator and genre effects out, samples the three
+        hyperparameters, and draws genre and creator effects exactly afterwards. ``centered``
+        and ``noncentered`` sample every effect.
+    priors : Priors
+        In the unit of the effects.
+    draws, tune, chains : int
+        Kept and warm-up draws a chain, and chains.
+    random_seed : int
+    target_accept : float, optional
+        Target acceptance rate; when omitted .99 for ``marginal`` and .9 for the others.
+
+    Returns
+    -------
+    DataTree
+        Groups ``posterior`` (``mu_global, sigma_genre, sigma_creator``; ``mu_genre`` by genre;
+        ``tau`` by creator), ``sample_stats``, ``observed_data`` and ``constant_data``; dims
+        ``chain, draw, creator, genre``; settings and seconds in its attributes.
+
+    Raises
+    ------
+    DataError
+        If the summaries break a rule.
+    ValueError
+        If a setting is unknown, or the draws would not fit into memory.
+    """
+    validate_summaries(summaries)
+    if engine not in ENGINES:
+        raise ValueError(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
+    if parameterization not in TARGET_ACCEPT:
+        known = ", ".join(TARGET_ACCEPT)
+        raise ValueError(f"unknown parameterization {parameterization!r}; known: {known}")
+    if draws * chains * len(summaries) > MAX_VALUES:
+        raise ValueError(
+            f"{draws * chains:,} draws of {len(summaries):,} creators would take "
+            f"{draws * chains * len(summaries) * 8 / 1e9:.1f} GB; ask for fewer draws"
+        )
+    data = Estimates.from_frame(summaries)
+    start = time.perf_counter()
+    build = {"marginal": _marginal, "centered": _centered, "noncentered": _noncentered}
+    sampled = _sample(
+        build[parameterization](data, priors),
+        draws=draws,
+        tune=tune,
+        chains=chains,
+        random_seed=random_seed,
+        target_accept=target_accept or TARGET_ACCEPT[parameterization],
+    )
+    posterior = {name: sampled["posterior"][name].values for name in HYPERPARAMETERS}
+    if parameterization == "marginal":
+        posterior |= _draw_effects(data, sampled, random_seed)
+    else:
+        posterior["mu_genre"] = sampled["posterior"]["mu_genre"].values
+        posterior["tau"] = data.unsort(sampled["posterior"]["tau"].values)
+    stats = sampled["sample_stats"]
+    return _as_datatree(
+        summaries,
+        posterior,
+        {ours: stats[theirs].values for theirs, ours in _SAMPLE_STATS.items()},
+        attrs={
+            "engine": engine,
+            "parameterization": parameterization,
+            "priors": json.dumps(priors.describe()),
+            "fixed": [n for n in HYPERPARAMETERS if isinstance(getattr(priors, n), Fixed)],
+            "random_seed": random_seed,
+            "tune": tune,
+            "seconds": time.perf_counter() - start,
+        },
+    )
+
+
+def _marginal(data: Estimates, priors: Priors):
+    """Three hyperparameters; the density of the estimates is `hbm.gaussian.log_density`."""
+    import pymc as pm
+    import pytensor.tensor as pt
+
+    def by_genre(values):
+        return pt.zeros(data.n_genres)[data.genre_idx].inc(values)
+
+    with pm.Model() as model:
+        hyper = {name: getattr(priors, name).pymc(name) for name in HYPERPARAMETERS}
+        v = 1 / (hyper["sigma_creator"] ** 2 + data.se**2)
+        weight = by_genre(v)
+        mean = by_genre(v * data.effect_hat) / weight
+        residual = by_genre(pt.log(v) - v * (data.effect_hat - mean[data.genre_idx]) ** 2)
+        between = pm.Normal.dist(
+            hyper["mu_global"], pt.sqrt(hyper["sigma_genre"] ** 2 + 1 / weight)
+        )
+        pm.Potential("within_genres", 0.5 * pt.sum(residual - pt.log(weight)))
+        pm.Potential("between_genres", pt.sum(pm.logp(between, mean)))
+    return model
+
+
+def _centered(data: Estimates, priors: Priors):
+    """Every effect is a parameter, stated as it stands in the model."""
+    import pymc as pm
+
+    with pm.Model() as model:
+        hyper = {name: getattr(priors, name).pymc(name) for name in HYPERPARAMETERS}
+        mu_genre = pm.Normal(
+            "mu_genre", hyper["mu_global"], hyper["sigma_genre"], shape=data.n_genres
+        )
+        tau = pm.Normal("tau", mu_genre[data.genre_idx], hyper["sigma_creator"], shape=len(data.se))
+        pm.Normal("effect_hat", tau, data.se, observed=data.effect_hat)
+    return model
+
+
+def _noncentered(data: Estimates, priors: Priors):
+    """Every effect is an offset from its mean, in units of its standard deviation."""
+    import pymc as pm
+
+    with pm.Model() as model:
+        hyper = {name: getattr(priors, name).pymc(name) for name in HYPERPARAMETERS}
+        genre_offset = pm.Normal("genre_offset", shape=data.n_genres)
+        creator_offset = pm.Normal("creator_offset", shape=len(data.se))
+        mu_genre = pm.Deterministic(
+            "mu_genre", hyper["mu_global"] + hyper["sigma_genre"] * genre_offset
+        )
+        tau = pm.Deterministic(
+            "tau", mu_genre[data.genre_idx] + hyper["sigma_creator"] * creator_offset
+        )
+        pm.Normal("effect_hat", tau, data.se, observed=data.effect_hat)
+    return model
+
+
+def _sample(model, *, draws, tune, chains, random_seed, target_accept):
+    import pymc as pm
+
+    with model:
+        return pm.sample(
+            draws,
+            tune=tune,
+            chains=chains,
+            random_seed=random_seed,
+            target_accept=target_accept,
+            nuts_sampler="nutpie",
+            progressbar=False,
+            quiet=True,
+            compute_convergence_checks=False,
+        )
+
+
+def _draw_effects(data: Estimates, sampled, random_seed: int) -> dict[str, np.ndarray]:
+    """Draw genre and creator effects exactly, given each draw of the hyperparameters."""
+    rng = np.random.default_rng([random_seed, 1])
+    posterior = sampled["posterior"].dataset
+    hyper = hyper_draws(posterior)
+    genre = genre_moments(data, hyper)
+    mu_genre = rng.normal(genre.mean, np.sqrt(genre.var))
+    creator = creator_moments(data, mu_genre, hyper.sigma_creator)
+    tau = rng.normal(creator.mean, np.sqrt(creator.var))
+    shape = (posterior.sizes["chain"], posterior.sizes["draw"], -1)
+    return {"mu_genre": mu_genre.reshape(shape), "tau": data.unsort(tau).reshape(shape)}
+
+
+def _as_datatree(summaries: pd.DataFrame, posterior, sample_stats, attrs):
+    import arviz as az
+
+    idx = summaries["genre_idx"].to_numpy()
+    genres = np.arange(idx.max() + 1).astype(str)
+    if "genre" in summaries:
+        names = summaries.groupby("genre_idx")["genre"].first()
+        genres = names.to_numpy(dtype=object)
+    creators = summaries["creator_id"].to_numpy()
+    tree = az.from_dict(
+        {
+            "posterior": posterior,
+            "sample_stats": sample_stats,
+            "observed_data": {"effect_hat": summaries["effect_hat"].to_numpy(float)},
+            "constant_data": {"se": summaries["se"].to_numpy(float), "genre_idx": idx},
+        },
+        coords={"creator": creators, "genre": genres},
+        dims={
+            "mu_genre": ["genre"],
+            "tau": ["creator"],
+            "effect_hat": ["creator"],
+            "se": ["creator"],
+            "genre_idx": ["creator"],
+        },
+    )
+    tree.attrs.update(attrs)
+    return tree
+
+
+def extract_hbm_estimates(idata, summaries: pd.DataFrame, *, check: bool = True) -> pd.DataFrame:
+    """Return each creator's pooled estimate from the posterior.
+
+    Everything is Rao-Blackwellised: given a draw of the hyperparameters each tau is normal with
+    known moments, so means, quantiles and probabilities are those of a mixture of normals over
+    the draws, not of noisy draws of tau. The interval excludes 0 exactly if
+    min(P(tau > 0), P(tau < 0)) <= .025, since both come from the same distribution function.
+
+    Parameters
+    ----------
+    idata : DataTree
+        From `fit_hierarchical_model`.
+    summaries : DataFrame
+        The frame it was fitted to.
+    check : bool
+        Refuse a fit that fails `check_diagnostics`.
+
+    Returns
+    -------
+    DataFrame
+        One row a creator, in the order of `summaries`: ``creator_id, genre, effect_hat``
+        (posterior mean), ``se`` (posterior standard deviation), ``ci_lower, ci_upper``
+        (equal-tailed 95 % interval), ``n_total, p_positive, shrinkage``
+        (E[se² / (se² + sigma_creator²)]).
+
+    Raises
+    ------
+    DiagnosticsError
+        If the fit failed its diagnostics.
+    ValueError
+        If the posterior belongs to other creators or other data.
+    """
+    _require_same_data(idata, summaries)
+    if check:
+        check_diagnostics(idata).raise_if_failed()
+    data, hyper = estimates_of(idata), hyper_draws(idata["posterior"].dataset)
+    genre = genre_moments(data, hyper)
+    lower, upper = tail_probabilities(LEVEL)
+    columns = {name: np.empty(len(data.se)) for name in _ESTIMATED}
+    step = max(1, _BLOCK // len(hyper.sigma_creator))
+    for start in range(0, len(data.se), step):
+        block = slice(start, start + step)
+        moments = creator_moments(data.take(block), genre, hyper.sigma_creator)
+        overall = mixture_moments(moments)
+        columns["effect_hat"][block] = overall.mean
+        columns["se"][block] = np.sqrt(overall.var)
+        columns["ci_lower"][block] = mixture_quantile(moments, lower)
+        columns["ci_upper"][block] = mixture_quantile(moments, upper)
+        # The upper tail by symmetry: 1 - cdf would lose the small probabilities.
+        columns["p_positive"][block] = mixture_cdf(moments._replace(mean=-moments.mean), 0.0)
+        pull = shrinkage_factor(data.se[block], hyper.sigma_creator)
+        columns["shrinkage"][block] = pull.mean(axis=0)
+    estimates = pd.DataFrame({name: data.unsort(values) for name, values in columns.items()})
+    genres = idata["posterior"].dataset["genre"].values
+    estimates.insert(0, "creator_id", summaries["creator_id"].to_numpy())
+    estimates.insert(1, "genre", genres[summaries["genre_idx"].to_numpy(int)])
+    n_total = summaries["n_total"].to_numpy() if "n_total" in summaries else np.nan
+    estimates.insert(6, "n_total", n_total)
+    return estimates
+
+
+_ESTIMATED = ("effect_hat", "se", "ci_lower", "ci_upper", "p_positive", "shrinkage")
+
+
+def _require_same_data(idata, summaries: pd.DataFrame) -> None:
+    fitted = idata["posterior"].dataset["creator"].values
+    given = summaries["creator_id"].to_numpy()
+    if len(fitted) != len(given) or not np.array_equal(fitted, given):
+        raise ValueError("the posterior belongs to other creators than the summaries")
+    effects = idata["observed_data"]["effect_hat"].values
+    if not np.array_equal(effects, summaries["effect_hat"].to_numpy(float)):
+        raise ValueError("the posterior was fitted to other effects than the summaries hold")
