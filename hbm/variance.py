@@ -136,11 +136,10 @@ def cluster_standard_errors(clusters: pd.DataFrame, *, pooled: bool = False) -> 
     ValueError
         If an arm has a single cluster (own variance), or no arm has two (pooled).
     """
-    cells = clusters.assign(
-        share=clusters["n"]
-        / clusters.groupby(["creator_id", "group"], observed=True)["n"].transform("sum"),
-    )
-    by = cells.groupby(["creator_id", "group"], observed=True)
+    arm = ["creator_id", "group"]
+    n_arm = clusters.groupby(arm, observed=True)["n"].transform("sum")
+    cells = clusters.assign(share=clusters["n"] / n_arm)
+    by = cells.groupby(arm, observed=True)
     size = by["n"].transform("size")
     if not pooled and (size < 2).any():
         single = cells.loc[size < 2, "creator_id"].unique()
