@@ -1,0 +1,1 @@
+"""The offline edition: renders the Quarto sources through Pandoc, Jupyter, Typst and Pagefind."""

@@ -1,0 +1,162 @@
+"""Runs the code of a chapter in a fresh kernel, and keeps what came out of it."""
+
+import hashlib
+import json
+import os
+import re
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat.v4
+import yaml
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+
+from .book import BuildError, Line
+
+INLINE = re.compile(r"(?<!`)`{python}[ \t]+([^`]+)`")
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+RESIZE = """import matplotlib as _mpl
+_size = _mpl.rcParams["figure.figsize"]
+_mpl.rcParams["figure.figsize"] = [{fig-width} or _size[0], {fig-height} or _size[1]]"""
+RESTORE = '_mpl.rcParams["figure.figsize"] = _size'
+DEFAULTS = {"echo": True, "eval": True, "include": True, "output": True, "warning": True,
+            "error": False, "code-fold": False, "fig-width": 7, "fig-height": 5}
+
+
+class ThisPython(KernelSpecManager):
+    """The running interpreter's own kernel, whatever is registered as python3."""
+
+    def get_kernel_spec(self, kernel_name):
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}",
+                   "--log-level=ERROR", "--InlineBackend.figure_formats={'retina', 'svg'}"]
+        return KernelSpec(argv=command, language="python", display_name=kernel_name)
+
+
+@dataclass
+class Cell:
+    """A code cell: its code, its own options, and those that hold when it is silent."""
+
+    lines: list[Line]
+    defaults: dict
+
+    def __post_init__(self):
+        body = self.lines[1:-1]
+        end = next((i for i, ln in enumerate(body) if not ln.text.startswith("#|")), len(body))
+        self.code = "\n".join(line.text for line in body[end:]).strip("\n")
+        try:
+            head = "\n".join(line.text[2:].removeprefix(" ") for line in body[:end])
+            self.own = yaml.safe_load(head) or {}
+        except yaml.YAMLError as error:
+            raise BuildError(f"{self.lines[0]}: options that cannot be read: {error}") from None
+        self.options = self.defaults | self.own
+
+    @property
+    def name(self):
+        return f"cell '{self.own['label']}'" if "label" in self.own else "this cell"
+
+
+def defaults(project, chapter):
+    """The options of all cells of a chapter: Quarto's, the project's, the chapter's."""
+    options = dict(DEFAULTS)
+    for layer in (project.html or {}, project.config, chapter.meta):
+        options |= {key: layer[key] for key in layer if key.startswith(("code-", "fig-"))}
+        options |= layer.get("execute") or {}
+    return options
+
+
+def steps(chapter, parameters, options):
+    """Yield (source, where, name, shown, may fail) of all that is to be executed."""
+    for kind, lines in chapter.pieces():
+        if kind == "text":
+            for line in lines:
+                for match in INLINE.finditer(line.text):
+                    yield match[1], line, f"`{match[1]}`", True, False
+        elif kind == "cell" and (cell := Cell(lines, options)).options["eval"]:
+            sized = {key: cell.own.get(key) for key in ("fig-width", "fig-height")}
+            if any(sized.values()):
+                yield RESIZE.format(**sized), lines[0], "fig-width", False, False
+            yield cell.code, lines[0], cell.name, True, cell.options["error"]
+            if any(sized.values()):
+                yield RESTORE, lines[0], "fig-width", False, False
+            if parameters and "parameters" in (cell.own.get("tags") or []):
+                given = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
+                yield given, lines[0], "the parameters given", False, False
+
+
+def execute(project, chapter, parameters):
+    """The outputs of each cell and inline expression, and whether they had been kept.
+
+    With parameters nothing is kept: what lies behind a path that was given is unknown here.
+    """
+    options = defaults(project, chapter)
+    todo = list(steps(chapter, parameters, options))
+    shelf = project.root / ".offline" / (chapter.file.replace("/", "--") + ".json")
+    key = fingerprint(project, chapter, todo)
+    if not parameters and shelf.exists():
+        kept = json.loads(shelf.read_text("utf-8"))
+        if kept["key"] == key:
+            return kept["outputs"], True
+    outputs = run(project, todo, options) if todo else []
+    if not parameters:
+        shelf.parent.mkdir(exist_ok=True)
+        draft = shelf.with_suffix(".new")
+        draft.write_text(json.dumps({"key": key, "outputs": outputs}), "utf-8")
+        draft.replace(shelf)
+    return outputs, False
+
+
+def fingerprint(project, chapter, todo):
+    """Changes with anything that may change the outputs: code, packages, data, versions."""
+    packages = {init.parent.name for init in project.root.glob("*/__init__.py")}
+    rooms = sorted(packages - {"tests", "offline"}) + ["data", "requirements.lock", "_quarto.yml"]
+    listed = project.git("ls-files", "-co", "--exclude-standard", "--", *rooms).splitlines()
+    if not listed:
+        found = [path for room in rooms for path in [project.root / room,
+                 *(project.root / room).rglob("*")]]
+        listed = [str(path.relative_to(project.root)) for path in found]
+    digest = hashlib.sha256(Path(__file__).read_bytes())
+    code = [(source, shown, may_fail) for source, _, _, shown, may_fail in todo]
+    digest.update(repr((sys.version, code, chapter.meta)).encode())
+    for name in sorted(set(listed)):
+        path = project.root / name
+        if path.is_file() and (path.suffix == ".py" or name.split("/")[0] not in packages):
+            digest.update(name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def run(project, todo, options):
+    """Execute the steps one after another in a fresh kernel at the project's root."""
+    cells = [nbformat.v4.new_code_cell(source) for source, *_ in todo]
+    client = NotebookClient(nbformat.v4.new_notebook(cells=cells), coalesce_streams=True,
+                            km=AsyncKernelManager(kernel_spec_manager=ThisPython()),
+                            timeout=None, resources={"metadata": {"path": str(project.root)}})
+    outputs = []
+    with tempfile.TemporaryDirectory() as folder:
+        style = Path(folder, "matplotlibrc")
+        style.write_text("figure.figsize: {fig-width}, {fig-height}\nfigure.dpi: 96\n"
+                         "svg.hashsalt: offline\n".format(**options))
+        with client.setup_kernel(env=os.environ | {"MATPLOTLIBRC": str(style)}):
+            for index, (cell, step) in enumerate(zip(cells, todo)):
+                run_step(client, cell, index, step)
+                if step[3]:
+                    outputs.append(cell.outputs)
+    return outputs
+
+
+def run_step(client, cell, index, step):
+    """Execute one step; say where it stands if it fails."""
+    _, line, name, _, may_fail = step
+    cell.metadata["tags"] = ["raises-exception"] if may_fail else []
+    try:
+        client.execute_cell(cell, index)
+    except CellExecutionError as error:
+        trace = ANSI.sub("", "\n".join(next(
+            out.traceback for out in cell.outputs if out.output_type == "error")))
+        raise BuildError(f"{line}: {name} failed: {error.ename}: {error.evalue}\n{trace}") from None
+    except DeadKernelError:
+        raise BuildError(f"{line}: {name} failed: the kernel died (out of memory?)") from None

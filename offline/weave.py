@@ -1,0 +1,113 @@
+"""Puts what the cells gave back among the prose: a chapter as Pandoc Markdown, with its images."""
+
+import ast
+import base64
+import re
+
+from .execute import ANSI, INLINE, Cell, defaults
+
+
+def weave(project, chapter, outputs, site):
+    """The chapter as Markdown; its images are written below the folder `site`."""
+    options, outputs, text = defaults(project, chapter), iter(outputs), []
+    for number, (kind, lines) in enumerate(chapter.pieces(), 1):
+        if kind == "cell":
+            cell = Cell(lines, options)
+            given = next(outputs) if cell.options["eval"] else []
+            label = cell.own.get("label", f"cell-{number}")
+            stem = f"{chapter.file.removesuffix('.qmd')}_files/figure-html/{label}-output"
+            if cell.options["include"]:
+                text += ["", *cell_blocks(cell, given, site, stem), ""]
+        elif kind == "verbatim":
+            text += [line.text for line in lines]
+        else:
+            text += [INLINE.sub(lambda _: inline(next(outputs)), line.text) for line in lines]
+    return "\n".join(text)
+
+
+def inline(outputs):
+    """The value of an inline expression: Markdown as it is, anything else escaped."""
+    for data in (out["data"] for out in outputs if "data" in out):
+        if "text/markdown" in data:
+            return data["text/markdown"]
+        value = data["text/plain"]
+        value = ast.literal_eval(value) if value[0] in "'\"" else value
+        return re.sub(r"([\\`*_{}\[\]<>()#|~^$@])", r"\\\1", value)
+    return ""
+
+
+def cell_blocks(cell, outputs, site, stem):
+    """The blocks of one cell: its code, what it printed, what it displayed."""
+    options, printed, shown = cell.options, [], []
+    if options["echo"] and cell.code:
+        folding = {"code-fold": str(options["code-fold"]).lower(),
+                   "code-summary": options.get("code-summary", "Code")}
+        printed.append(code(cell.code, ".python", ".cell-code", **folding))
+    asis = options["output"] == "asis"
+    for out in outputs if options["output"] else []:
+        data = out.get("data", {})
+        if out["output_type"] == "stream":
+            if out["name"] == "stdout" or options["warning"]:
+                printed.append(out["text"] if asis else code(ANSI.sub("", out["text"]), ".output"))
+        elif out["output_type"] == "error":
+            printed.append(code(ANSI.sub("", "\n".join(out["traceback"])), ".output"))
+        elif "text/markdown" in data:
+            shown.append(data["text/markdown"])
+        elif "image/png" in data or "image/svg+xml" in data:
+            shown.append(image(cell, out, len(shown), site, f"{stem}-{len(shown) + 1}"))
+        elif data.get("text/plain") and not any("widget" in kind for kind in data):
+            printed.append(code(data["text/plain"], ".output"))
+    return "\n\n".join([*printed, *captioned(cell, shown)]).splitlines()
+
+
+def captioned(cell, shown):
+    """What is displayed, in the div that Quarto makes of a labelled or captioned cell."""
+    label = cell.own.get("label", "")
+    numbered = label.startswith(("fig-", "tbl-"))
+    caption = cell.own.get("tbl-cap" if label.startswith("tbl-") else "fig-cap")
+    if not shown or not (numbered or caption):
+        return shown
+    marks = [f"#{label}"] if numbered else [".captioned"]
+    columns = cell.own.get("layout-ncol")
+    return [div(marks, *shown, caption or "", **({"layout-ncol": columns} if columns else {}))]
+
+
+def image(cell, out, index, site, path):
+    """An image as Markdown: the page's own file, the sharper one named for the PDF."""
+    kinds = {"image/png": ".png", "image/svg+xml": ".svg"}
+    files = [path + suffix for kind, suffix in kinds.items() if kind in out["data"]]
+    for kind, suffix in kinds.items():
+        if kind in out["data"]:
+            raw = out["data"][kind]
+            target = site / (path + suffix)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(base64.b64decode(raw) if suffix == ".png" else raw.encode())
+    marks = [f".{name}-content" for name in (cell.own.get("renderings") or [])[index:index + 1]]
+    size = out["metadata"].get("image/png", {})
+    named = {"fig-alt": one_of(cell.own.get("fig-alt"), index) or "", "pdf": f"/{files[-1]}"}
+    named |= {key: f"{size[key]}px" for key in ("width", "height") if key in size}
+    caption = one_of(cell.own.get("fig-subcap") or "", index)
+    return f"![{caption}](/{files[0]}){attributes(marks, named)}"
+
+
+def one_of(value, index):
+    """The value for one of several images: a list has one for each."""
+    return value[min(index, len(value) - 1)] if isinstance(value, list) else value
+
+
+def attributes(marks, named):
+    values = (f'{key}="{str(value).replace("\\", "\\\\").replace('"', "\\\"")}"'
+              for key, value in named.items())
+    return "{" + " ".join([*marks, *values]).replace("\n", " ") + "}"
+
+
+def code(text, *marks, **named):
+    """A fenced block that no fence in the text can close."""
+    ticks = max(map(len, re.findall("`{3,}", text)), default=2)
+    fence = "`" * (ticks + 1)
+    return f"{fence} {attributes(marks, named)}\n{text.rstrip()}\n{fence}"
+
+
+def div(marks, *blocks, **named):
+    body = "\n\n".join(blocks)
+    return f"::::: {attributes(marks, named)}\n{body}\n:::::"
