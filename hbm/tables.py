@@ -1,0 +1,69 @@
+"""Finished frames as Markdown tables, which become real tables on the page and in the PDF."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+#: Characters that Markdown would read as markup inside a cell or a sentence.
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>#|$~^@&!\"'])")
+
+
+def escape(text: object) -> str:
+    """Return text that shows as it is: ids and genres come from data and may be anything."""
+    return _MARKUP.sub(r"\\\1", re.sub(r"\s+", " ", str(text)))
+
+
+def interval_text(estimate: float, lower: float, upper: float, digits: int = 2) -> str:
+    """Return ``estimate [lower, upper]``, the one way the book writes an interval."""
+    return f"{estimate:.{digits}f} [{lower:.{digits}f}, {upper:.{digits}f}]"
+
+
+def markdown_table(
+    frame: pd.DataFrame,
+    digits: int | Mapping[str, int] = 3,
+    rename: Mapping[str, str] | None = None,
+) -> str:
+    """Return a frame as a Markdown table.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        What to show; the index is left out.
+    digits : int or mapping
+        Decimals of the columns with fractions, for all or by column.
+    rename : mapping, optional
+        Headings by column; a column without one shows its name with spaces for underscores.
+
+    Returns
+    -------
+    str
+        Text columns left, numbers right; missing values as an en dash.
+    """
+    rename = rename or {}
+    by_column = digits if isinstance(digits, Mapping) else {}
+    default = 3 if by_column else digits
+    heads, marks, columns = [], [], []
+    for name in frame.columns:
+        values = frame[name]
+        numeric = pd.api.types.is_numeric_dtype(values) and values.dtype != bool
+        heads.append(escape(rename.get(name, str(name).replace("_", " "))))
+        marks.append("---:" if numeric else ":---")
+        columns.append([_cell(value, by_column.get(name, default)) for value in values])
+    lines = [heads, marks, *zip(*columns, strict=True)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(value: object, digits: int) -> str:
+    if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
+        return "–"
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, int | np.integer):
+        return f"{value:,}"
+    if isinstance(value, float | np.floating):
+        return f"{value:,.{digits}f}".replace("-", "−")
+    return escape(value)

@@ -1,0 +1,52 @@
+"""Markdown tables: real tables, with text from data shown as text."""
+
+import pandas as pd
+import pypandoc
+import pytest
+
+from hbm.tables import escape, interval_text, markdown_table
+
+
+def to_html(markdown: str) -> str:
+    return pypandoc.convert_text(markdown, "html", format="markdown", extra_args=["--wrap=none"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["<script>alert(1)</script>", "a|b", "*x* _y_", "$x_1$", "[@cite]", "`code`", "# 1", "~~a~~",
+     "back\\slash", "{{< include x >}}", "::: {.x}", "&amp;", "Ünïcødé 日本", "two\nlines", "'\""],
+)  # fmt: skip
+def test_text_from_data_shows_as_text(name):
+    frame = pd.DataFrame({"genre": [name], "n": [1]})
+    html = to_html(markdown_table(frame))
+    plain = pypandoc.convert_text(html, "plain", format="html", extra_args=["--wrap=none"])
+    shown = " ".join(name.split())
+    assert shown in plain.replace("’", "'").replace("“", '"').replace("”", '"')
+    assert "<script>" not in html
+    assert html.count("<td") == 2
+
+
+def test_numbers_are_aligned_and_formatted():
+    frame = pd.DataFrame(
+        {"creator_id": ["007"], "n_total": [12345], "se": [0.12345], "x": [-1.0], "y": [None]}
+    )
+    assert markdown_table(frame, digits=2).splitlines() == [
+        "| creator id | n total | se | x | y |",
+        "| :--- | ---: | ---: | ---: | :--- |",
+        "| 007 | 12,345 | 0.12 | −1.00 | – |",
+    ]
+
+
+def test_digits_and_headings_by_column():
+    frame = pd.DataFrame({"a": [0.5], "b": [0.25], "ok": [True]})
+    text = markdown_table(frame, digits={"a": 1}, rename={"b": "share"})
+    assert text.splitlines()[0] == "| a | share | ok |"
+    assert text.splitlines()[2] == "| 0.5 | 0.250 | yes |"
+
+
+def test_interval_text():
+    assert interval_text(0.5, 0.25, 0.75) == "0.50 [0.25, 0.75]"
+
+
+def test_escape_keeps_one_line():
+    assert escape("a\n  b") == "a b"
