@@ -16,11 +16,12 @@ _PUBLIC = {
     "model": "extract_hbm_estimates fit_hierarchical_model",
     "diagnostics": "DiagnosticsError check_diagnostics",
     "validation": (
-        "compare_estimators compute_avg_interval_width compute_coverage compute_mse "
-        "coverage_by_distance leave_one_out oracle_estimates posterior_predictive "
-        "prior_predictive split_half"
+        "compare_estimators comparison_table compute_avg_interval_width compute_coverage compute_mse "
+        "coverage_by_distance join_truth leave_one_out loo_pit oracle_estimates platform_study "
+        "posterior_predictive predictive_pvalues prior_predictive simulate_summaries split_half "
+        "split_half_summary summarize_study"
     ),
-    "readout": "creator_readouts readout_report",
+    "readout": "creator_readouts readout_report sample_ratio_mismatch",
     "store": "kept",
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names.split()}
