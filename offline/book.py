@@ -2,7 +2,7 @@
 
 import re
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
@@ -86,11 +86,10 @@ class Project:
         yield from ((file, "Appendices") for file in self.book.get("appendices", []))
 
     def _chapter(self, file, part):
-        lines = list(self._expand(file, (self.root / file)))
+        lines = list(self._expand(file, self.root / file))
         header, lines = split_header(lines)
         meta = {**self.config, **self.book, **header}
-        lines = [Line(META.sub(lambda m: _look_up(meta, m[1], line), line.text), *_place(line))
-                 for line in lines]
+        lines = [with_meta(line, meta) for line in lines]
         if title := header.get("title"):
             lines = [Line(f"# {title}", file, 1), Line("", file, 1), *lines]
         return Chapter(file, lines, header, part)
@@ -113,7 +112,8 @@ class Project:
         for chapter in self.chapters:
             title = next((ln.text for ln in chapter.lines if ln.text.startswith("# ")), "")
             plain = chapter.meta.get("number-sections") is False or re.search(
-                r"{[^}]*(\.unnumbered|-)\s*}", title)
+                r"{[^}]*(\.unnumbered|-)\s*}", title
+            )
             if self.is_book and not plain and not chapter.file.startswith("index."):
                 appendix = chapter.part == "Appendices"
                 count[appendix] += 1
@@ -134,16 +134,23 @@ class Project:
         day = self.date()
         if day is None:
             return None
-        names = {"YYYY": f"{day:%Y}", "MMMM": f"{day:%B}", "MMM": f"{day:%b}", "MM": f"{day:%m}",
-                 "DD": f"{day:%d}", "D": str(day.day)}
+        names = {
+            "YYYY": f"{day:%Y}",
+            "MMMM": f"{day:%B}",
+            "MMM": f"{day:%b}",
+            "MM": f"{day:%m}",
+            "DD": f"{day:%d}",
+            "D": str(day.day),
+        }
         shape = self.book.get("date-format", "YYYY-MM-DD")
         return re.sub("YYYY|MMMM|MMM|MM|DD|D", lambda m: names[m[0]], shape)
 
     def git(self, *arguments):
         """What git answers here; nothing when it is absent or this is no repository."""
         try:
-            return subprocess.run(["git", *arguments], cwd=self.root, capture_output=True,
-                                  text=True, check=True).stdout
+            return subprocess.run(
+                ["git", *arguments], cwd=self.root, capture_output=True, text=True, check=True
+            ).stdout
         except (OSError, subprocess.CalledProcessError):
             return ""
 
@@ -157,14 +164,15 @@ def split_header(lines):
     return header or {}, lines[end + 1 :]
 
 
-def _look_up(meta, key, line):
-    value = meta
-    for step in key.split("."):
-        if not isinstance(value, dict) or step not in value:
-            raise BuildError(f"{line}: no metadata '{key}'")
-        value = value[step]
-    return str(value)
+def with_meta(line, meta):
+    """The line with each `{{< meta key >}}` replaced by its value."""
 
+    def value(match):
+        found = meta
+        for step in match[1].split("."):
+            if not isinstance(found, dict) or step not in found:
+                raise BuildError(f"{line}: there is no metadata '{match[1]}'")
+            found = found[step]
+        return str(found)
 
-def _place(line):
-    return line.file, line.number
+    return replace(line, text=META.sub(value, line.text))

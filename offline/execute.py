@@ -24,16 +24,32 @@ RESIZE = """import matplotlib as _mpl
 _size = _mpl.rcParams["figure.figsize"]
 _mpl.rcParams["figure.figsize"] = [{fig-width} or _size[0], {fig-height} or _size[1]]"""
 RESTORE = '_mpl.rcParams["figure.figsize"] = _size'
-DEFAULTS = {"echo": True, "eval": True, "include": True, "output": True, "warning": True,
-            "error": False, "code-fold": False, "fig-width": 7, "fig-height": 5}
+DEFAULTS = {
+    "echo": True,
+    "eval": True,
+    "include": True,
+    "output": True,
+    "warning": True,
+    "error": False,
+    "code-fold": False,
+    "fig-width": 7,
+    "fig-height": 5,
+}
 
 
 class ThisPython(KernelSpecManager):
     """The running interpreter's own kernel, whatever is registered as python3."""
 
     def get_kernel_spec(self, kernel_name):
-        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}",
-                   "--log-level=ERROR", "--InlineBackend.figure_formats={'retina', 'svg'}"]
+        command = [
+            sys.executable,
+            "-m",
+            "ipykernel_launcher",
+            "-f",
+            "{connection_file}",
+            "--log-level=ERROR",
+            "--InlineBackend.figure_formats={'retina', 'svg'}",
+        ]
         return KernelSpec(argv=command, language="python", display_name=kernel_name)
 
 
@@ -101,7 +117,9 @@ def execute(project, chapter, parameters):
         kept = json.loads(shelf.read_text("utf-8"))
         if kept["key"] == key:
             return kept["outputs"], True
-    outputs = run(project, todo, options) if todo else []
+    here = project.config.get("project", {}).get("execute-dir") == "project"
+    folder = project.root if here else (project.root / chapter.file).parent
+    outputs = run(folder, todo, options) if todo else []
     if not parameters:
         shelf.parent.mkdir(exist_ok=True)
         draft = shelf.with_suffix(".new")
@@ -113,11 +131,14 @@ def execute(project, chapter, parameters):
 def fingerprint(project, chapter, todo):
     """Changes with anything that may change the outputs: code, packages, data, versions."""
     packages = {init.parent.name for init in project.root.glob("*/__init__.py")}
-    rooms = sorted(packages - {"tests", "offline"}) + ["data", "requirements.lock", "_quarto.yml"]
+    rooms = ["data", "requirements.lock", "_quarto.yml", *packages - {"tests", "offline"}]
     listed = project.git("ls-files", "-co", "--exclude-standard", "--", *rooms).splitlines()
     if not listed:
-        found = [path for room in rooms for path in [project.root / room,
-                 *(project.root / room).rglob("*")]]
+        found = [
+            path
+            for room in rooms
+            for path in [project.root / room, *(project.root / room).rglob("*")]
+        ]
         listed = [str(path.relative_to(project.root)) for path in found]
     digest = hashlib.sha256(Path(__file__).read_bytes())
     code = [(source, shown, may_fail) for source, _, _, shown, may_fail in todo]
@@ -129,19 +150,25 @@ def fingerprint(project, chapter, todo):
     return digest.hexdigest()
 
 
-def run(project, todo, options):
-    """Execute the steps one after another in a fresh kernel at the project's root."""
+def run(cwd, todo, options):
+    """Execute the steps one after another in a fresh kernel that starts in `cwd`."""
     cells = [nbformat.v4.new_code_cell(source) for source, *_ in todo]
-    client = NotebookClient(nbformat.v4.new_notebook(cells=cells), coalesce_streams=True,
-                            km=AsyncKernelManager(kernel_spec_manager=ThisPython()),
-                            timeout=None, resources={"metadata": {"path": str(project.root)}})
+    client = NotebookClient(
+        nbformat.v4.new_notebook(cells=cells),
+        coalesce_streams=True,
+        km=AsyncKernelManager(kernel_spec_manager=ThisPython()),
+        timeout=None,
+        resources={"metadata": {"path": str(cwd)}},
+    )
     outputs = []
     with tempfile.TemporaryDirectory() as folder:
         style = Path(folder, "matplotlibrc")
-        style.write_text("figure.figsize: {fig-width}, {fig-height}\nfigure.dpi: 96\n"
-                         "svg.hashsalt: offline\n".format(**options))
+        style.write_text(
+            "figure.figsize: {fig-width}, {fig-height}\nfigure.dpi: 96\n"
+            "svg.hashsalt: offline\n".format(**options)
+        )
         with client.setup_kernel(env=os.environ | {"MATPLOTLIBRC": str(style)}):
-            for index, (cell, step) in enumerate(zip(cells, todo)):
+            for index, (cell, step) in enumerate(zip(cells, todo, strict=True)):
                 run_step(client, cell, index, step)
                 if step[3]:
                     outputs.append(cell.outputs)
@@ -155,8 +182,9 @@ def run_step(client, cell, index, step):
     try:
         client.execute_cell(cell, index)
     except CellExecutionError as error:
-        trace = ANSI.sub("", "\n".join(next(
-            out.traceback for out in cell.outputs if out.output_type == "error")))
+        trace = ANSI.sub(
+            "", "\n".join(next(out.traceback for out in cell.outputs if out.output_type == "error"))
+        )
         raise BuildError(f"{line}: {name} failed: {error.ename}: {error.evalue}\n{trace}") from None
     except DeadKernelError:
         raise BuildError(f"{line}: {name} failed: the kernel died (out of memory?)") from None

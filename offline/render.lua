@@ -84,8 +84,15 @@ local function code(block)
   return block
 end
 
+-- Browsers and Typst fit columns better than a count of dashes does.
+local function natural_widths(el)
+  el.colspecs = el.colspecs:map(function(spec) return { spec[1] } end)
+  return el
+end
+
 local prepare = {
   Span = conditional,
+  Table = natural_widths,
   CodeBlock = code,
   Div = function(el)
     local content = conditional(el)
@@ -103,6 +110,7 @@ local prepare = {
 local function register(id, kind, number, text)
   if labels[id] then problem(id, "this label stands twice") end
   labels[id] = { kind = kind, number = number, text = text, page = here }
+  here.ids[id] = id
 end
 
 local function next_number(kind)
@@ -122,22 +130,28 @@ local function heading(h)
     h.content:insert(2, pandoc.Space())
   end
   if id:match "^sec%-" then register(id, "Section", prefix, h.content) end
-  here.ids[id] = true
   if typst then
     h.identifier = labels[id] and id or here.stem .. "--" .. id
     h.level = h.level + (book.is_book and 1 or 0)
   end
+  here.ids[id] = h.identifier
   return h
 end
 
-local function enlarge(image) return pandoc.Link({ image }, image.src, "", { class = "enlarge" }) end
+local on_page = {
+  Image = function(el)
+    return book.facts.embed and el or pandoc.Link({ el }, el.src, "", { class = "enlarge" })
+  end,
+  Table = function(el) return { raw '<div class="scroll">', el, raw "</div>" } end,
+}
 
 local function columns(content, count)
   if not count then return content end
   local opening = ('<div class="columns" style="--columns: %s">'):format(count)
   if not typst then return pandoc.Blocks { raw(opening) } .. content .. { raw "</div>" } end
   local cells = pandoc.Blocks { raw("#grid(columns: " .. count .. ", gutter: 1em,") }
-  for _, block in ipairs(content) do cells:extend { raw "[", block, raw "]," } end
+  local function fill(el) el.attributes.width = "100%" return el end
+  for _, block in ipairs(content:walk { Image = fill }) do cells:extend { raw "[", block, raw "]," } end
   return cells .. { raw ")" }
 end
 
@@ -157,7 +171,7 @@ local function float(id, content, caption, kind, ncol)
     return pandoc.Figure(columns(content, ncol), { long = long }, { id = id }), false
   end
   if #long > 0 then long = pandoc.Blocks { raw "<figcaption>" } .. long .. { raw "</figcaption>" } end
-  content = columns(content:walk { Image = enlarge }, ncol)
+  content = columns(content:walk(on_page), ncol)
   local open = raw(('<figure%s class="%s">'):format(id ~= "" and ' id="' .. id .. '"' or "", kind))
   local inner = kind == "tbl" and long .. content or content .. long
   return pandoc.Blocks { open } .. inner .. { raw "</figure>" }, false
@@ -166,7 +180,10 @@ end
 local function float_div(el)
   local id, content, caption = el.identifier, el.content, pandoc.Inlines {}
   if not (id:match "^fig%-" or id:match "^tbl%-" or el.classes:includes "captioned") then return nil end
-  if #content > 1 and (content[#content].t == "Para") then caption = content:remove().content end
+  local last = content[#content]
+  if #content > 1 and last.t == "Para" and pandoc.utils.stringify(last) ~= "" then
+    caption = content:remove().content
+  end
   local letter = 0
   content = content:walk { Figure = function(figure)
     letter = letter + 1
@@ -207,13 +224,9 @@ local number = {
   Inlines = equations,
   Figure = function(el) return float(el.identifier, el.content, caption_of(el), "fig") end,
   Table = function(el)
-    local content, caption = pandoc.Blocks { el }, caption_of(el)
-    -- Both browsers and Typst fit columns better than a count of dashes does.
-    for _, spec in ipairs(el.colspecs) do spec[2] = nil end
-    local id = el.identifier
+    local id, caption = el.identifier, caption_of(el)
     el.identifier, el.caption = "", { long = {} }
-    if not typst then content = { raw '<div class="scroll">', el, raw "</div>" } end
-    return float(id, pandoc.Blocks(content), caption, "tbl")
+    return float(id, pandoc.Blocks { el }, caption, "tbl")
   end,
 }
 
@@ -258,9 +271,10 @@ local function link(el)
     el.target = here.up .. from_root(path)
     return typst and el.content or el
   end
-  if id ~= "" and not page.ids[id] and not labels[id] then problem(id, "nothing has the label") end
+  local anchor = id == "" and page.anchor or page.ids[id]
+  if not anchor then problem(id, "nothing has the label") end
   if typst then
-    el.target = "#" .. (labels[id] and id or id == "" and page.anchor or page.stem .. "--" .. id)
+    el.target = "#" .. (anchor or "")
   else
     el.target = (page == here and "" or here.up .. page.href) .. (id == "" and "" or "#" .. id)
   end
@@ -285,6 +299,10 @@ local function image(el)
     return pandoc.RawInline("typst", call:format(quote("/" .. path), quote(alt), width(el)))
   end
   el.src, el.caption = here.up .. path, pandoc.Inlines { pandoc.Str(alt) }
+  if book.facts.embed then
+    local kind, bytes = pandoc.mediabag.fetch(book.site .. "/" .. path)
+    el.src = pandoc.mediabag.make_data_uri(kind, bytes)
+  end
   return el
 end
 
@@ -292,6 +310,15 @@ end
 local function unwrap(el) return typst and el.identifier == "" and el.content or nil end
 
 -- ## The pages -------------------------------------------------------------------------------------
+
+local function remember_ids(page)
+  local function remember(el)
+    if el.identifier == "" then return end
+    page.ids[el.identifier] = page.ids[el.identifier] or el.identifier
+    if el.identifier:match "^ref%-" then labels[el.identifier] = { page = page } end
+  end
+  page.blocks:walk { Div = remember, Span = remember }
+end
 
 local function open_page(page)
   here = page
@@ -311,6 +338,7 @@ local function open_page(page)
     register(page.anchor, name or "Chapter", page.number, page.title)
   end
   page.blocks = blocks:walk(number)
+  remember_ids(page)
 end
 
 local function cite_all()
@@ -321,20 +349,17 @@ local function cite_all()
     meta.nocite:extend(pandoc.read(page.meta.nocite or "", "markdown").blocks)
     all:insert(pandoc.Div(page.blocks))
   end
-  if not book.bibliography then return end
   local known = {}
   for _, entry in ipairs(pandoc.utils.references(pandoc.Pandoc(all, meta))) do known[entry.id] = true end
   for i, page in ipairs(book.pages) do
     here, page.known = page, known
     all[i].content = page.blocks:walk { Cite = reference }
   end
-  local done = pandoc.utils.citeproc(pandoc.Pandoc(all, meta)).blocks
-  for i, page in ipairs(book.pages) do page.blocks = done[i].content end
-  if done[#book.pages + 1] then book.pages[#book.pages].blocks:insert(done[#book.pages + 1]) end
-  for _, page in ipairs(book.pages) do
-    page.blocks:walk { Div = function(el)
-      if el.identifier:match "^ref%-" then labels[el.identifier] = { page = page } end
-    end }
+  if book.bibliography then all = pandoc.utils.citeproc(pandoc.Pandoc(all, meta)).blocks end
+  for i, page in ipairs(book.pages) do
+    page.blocks = all[i].content
+    if i == #book.pages then page.blocks:extend(pandoc.Blocks { table.unpack(all, i + 1) }) end
+    remember_ids(page)
   end
 end
 
@@ -366,7 +391,7 @@ local function html_page(i, page, template)
     pagetitle = escape(page == book.pages[1] and book.title or title .. " – " .. book.title),
     description = escape(page.meta.description or book.description or ""),
     subtitle = html(inlines(page.meta.subtitle)), abstract = html(inlines(page.meta.abstract)),
-    anchor = page.anchor, groups = contents(page), front = i == 1 and book.is_book or nil,
+    anchor = page.anchor, groups = contents(page), is_book = book.is_book, front = i == 1 and book.is_book or nil,
     previous = book.is_book and item(book.pages[i - 1], page),
     next = book.is_book and item(book.pages[i + 1], page), book = book.facts }
   return (pandoc.write(pandoc.Pandoc(page.blocks), "html5", pandoc.WriterOptions {
@@ -394,8 +419,7 @@ for _, page in ipairs(book.pages) do open_page(page) end
 cite_all()
 for _, page in ipairs(book.pages) do
   here = page
-  page.blocks = page.blocks:walk { Cite = not book.bibliography and reference or nil,
-    Image = image, Link = link, Div = unwrap }
+  page.blocks = page.blocks:walk { Image = image, Link = link, Div = unwrap }
 end
 local template, pages = pandoc.template.compile(book.template), {}
 if #problems == 0 and typst then pages[book.main] = typst_book(template) end

@@ -19,70 +19,115 @@ from .weave import weave
 HERE = Path(__file__).parent
 
 
-def render(root, output_dir=None, parameters=None, say=print):
+def render(root, output_dir=None, parameters=None):
     """Render the project at `root`; return the folder that now holds site and PDF."""
     project = Project(root)
-    target = (project.root / (output_dir or project.config["project"].get("output-dir", ".")))
+    given = output_dir or project.config.get("project", {}).get("output-dir", ".")
+    target = Path(given if output_dir else project.root / given).resolve()
     (project.root / ".offline").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=project.root / ".offline") as folder:
         site = Path(folder, "site")
-        pages = [woven(project, chapter, i, parameters, site, say)
-                 for i, chapter in enumerate(project.chapters, 1)]
-        facts = description(project, pages)
+        site.mkdir()
+        facts = description(
+            project, [woven(project, chapter, parameters, site) for chapter in project.chapters]
+        )
         if project.typst is not None:
             typeset(project, facts, site)
-            say(f"PDF   {target.resolve() / facts['main']}")
         if project.html is not None:
             write_site(project, facts, site)
-            say(f"site  {target.resolve() / 'index.html'}")
-        publish(project.root, site, target.resolve())
+        publish(project.root, site, target)
+    if project.html is not None:
+        print(f"site  {target / 'index.html'}")
+    if project.typst is not None:
+        print(f"PDF   {target / facts['main']}")
     return target
 
 
-def woven(project, chapter, position, parameters, site, say):
+def woven(project, chapter, parameters, site):
     """Run one chapter and describe the page it makes."""
+    total, files = len(project.chapters), [other.file for other in project.chapters]
+    cells = sum(kind == "cell" for kind, _ in chapter.pieces())
+    print(
+        f"[{files.index(chapter.file) + 1:{len(str(total))}}/{total}] "
+        f"{chapter.file:{max(map(len, files))}} {cells:4} cells",
+        end="  ",
+        flush=True,
+    )
     start = time.perf_counter()
     outputs, kept = execute(project, chapter, parameters)
-    cells = sum(kind == "cell" for kind, _ in chapter.pieces())
-    seconds = "kept" if kept else f"{time.perf_counter() - start:.1f} s"
-    width = max(len(other.file) for other in project.chapters)
-    say(f"[{position:2}/{len(project.chapters)}] {chapter.file:{width}}  {cells:3} cells  {seconds}")
-    return {"file": chapter.file, "part": chapter.part, "number": chapter.number,
-            "meta": chapter.meta, "markdown": weave(project, chapter, outputs, site)}
+    print("kept" if kept else f"{time.perf_counter() - start:.1f} s")
+    return {
+        "file": chapter.file,
+        "part": chapter.part,
+        "number": chapter.number,
+        "meta": chapter.meta,
+        "markdown": weave(project, chapter, outputs, site),
+    }
 
 
 def description(project, pages):
     """All that the Lua half needs to know of the book."""
     book, config = project.book, project.config
+    html, paper = project.html or {}, project.typst or {}
     title = book.get("title") or pages[0]["meta"].get("title", "")
-    name = book.get("output-file") or (title if project.is_book else "index")
+    main = f"{book.get('output-file') or (title if project.is_book else 'index')}.pdf"
     names = config.get("bibliography") or []
-    names = [names] if isinstance(names, str) else names
-    csl = config.get("csl")
     repo, actions = book.get("repo-url", "").rstrip("/"), book.get("repo-actions") or []
-    facts = {"title": title, "subtitle": book.get("subtitle"), "author": book.get("author"),
-             "date": project.date_text(), "description": book.get("description"),
-             "pdf": f"{name}.pdf" if project.typst is not None else None,
-             "edit": f"{repo}/edit/{book.get('repo-branch', 'main')}/" if "edit" in actions else None,
-             "issue": f"{repo}/issues/new" if "issue" in actions else None,
-             "paper": (project.typst or {}).get("papersize", "us-letter"),
-             "search": project.is_book and book.get("search") is not False or None}
-    return {"pages": pages, "title": title, "main": f"{name}.pdf", "is_book": project.is_book,
-            "description": book.get("description"), "facts": facts,
-            "csl": csl and str(project.root / csl),
-            "bibliography": [str(project.root / name) for name in names] or None}
+    edit = f"{repo}/edit/{book.get('repo-branch', 'main')}/"
+    facts = {
+        "title": title,
+        "subtitle": book.get("subtitle"),
+        "author": book.get("author"),
+        "date": project.date_text(),
+        "pdf": main if project.typst is not None else None,
+        "edit": edit if "edit" in actions else None,
+        "issue": f"{repo}/issues/new" if "issue" in actions else None,
+        "paper": paper.get("papersize", "us-letter"),
+        "search": (project.is_book and book.get("search") is not False) or None,
+    }
+    if html.get("embed-resources"):
+        facts["embed"] = {
+            "style": (HERE / "style.css").read_text("utf-8"),
+            "script": (HERE / "script.js").read_text("utf-8"),
+        }
+    return {
+        "pages": pages,
+        "title": title,
+        "description": book.get("description"),
+        "facts": facts,
+        "main": main,
+        "is_book": project.is_book or None,
+        "csl": config.get("csl") and str(project.root / config["csl"]),
+        "bibliography": [
+            str(project.root / name) for name in ([names] if isinstance(names, str) else names)
+        ]
+        or None,
+    }
 
 
 def pandoc(project, facts, target, options, template, site):
     """Hand the book to `render.lua`; copy the files its pages name; stop if a link dangles."""
-    facts |= {"target": target, "template": (HERE / template).read_text("utf-8"),
-              "toc": bool(options.get("toc")), "sections": bool(options.get("number-sections"))}
+    facts |= {
+        "target": target,
+        "site": str(site),
+        "template": (HERE / template).read_text("utf-8"),
+        "toc": bool(options.get("toc")),
+        "sections": bool(options.get("number-sections")),
+    }
     command = [pypandoc.get_pandoc_path(), "lua", HERE / "render.lua"]
-    answer = subprocess.run(command, input=json.dumps(present(facts), default=str), text=True,
-                            encoding="utf-8", stdout=subprocess.PIPE, check=True).stdout
+    answer = subprocess.run(
+        command,
+        input=json.dumps(present(facts), default=str),
+        text=True,
+        encoding="utf-8",
+        stdout=subprocess.PIPE,
+        check=True,
+    ).stdout
     answer = json.loads(answer)
-    problems = [f"{place(project, p['file'], p['label'])}: {p['text']} '{p['label']}'"
-                for p in answer["problems"]]
+    problems = [
+        f"{place(project, p['file'], p['label'])}: {p['text']} '{p['label']}'"
+        for p in answer["problems"]
+    ]
     for name, chapter in dict(answer["files"]).items():
         copy, source = site / name, project.root / name
         if source.is_file() and not copy.exists():
@@ -113,23 +158,30 @@ def write_site(project, facts, site):
     for name, text in pandoc(project, facts, "html", project.html, "template.html", site).items():
         (site / name).parent.mkdir(parents=True, exist_ok=True)
         (site / name).write_text(text, "utf-8")
-    for name in ("style.css", "script.js"):
-        shutil.copy(HERE / name, site / name)
+    if "embed" in facts["facts"]:
+        shutil.rmtree(site / "index_files", ignore_errors=True)
+    else:
+        for name in ("style.css", "script.js"):
+            shutil.copy(HERE / name, site / name)
     if facts["facts"]["search"]:
         subprocess.run([sys.executable, "-m", "pagefind", "--silent", "--site", site], check=True)
 
 
 def typeset(project, facts, site):
     """Write the PDF; beside it nothing of the typesetting remains."""
-    site.mkdir(parents=True, exist_ok=True)
     pages = pandoc(project, facts, "typst", project.typst, "template.typ", site)
     source = site / "book.typ"
     source.write_text(pages[facts["main"]], "utf-8")
     day = project.date() or datetime.date(2000, 1, 1)
     noon = datetime.datetime(day.year, day.month, day.day, 12, tzinfo=datetime.UTC)
     try:
-        typst.compile(str(source), output=str(site / facts["main"]), root=str(site),
-                      timestamp=noon, ignore_system_fonts=True)
+        typst.compile(
+            str(source),
+            output=str(site / facts["main"]),
+            root=str(site),
+            timestamp=noon,
+            ignore_system_fonts=True,
+        )
     except typst.TypstError as error:
         shutil.copy(source, project.root / ".offline" / "book.typ")
         raise BuildError(f".offline/book.typ: {error.diagnostic or error.message}") from None

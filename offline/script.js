@@ -11,7 +11,7 @@ $("theme").onclick = () => show(localStorage.theme = root.dataset.theme === "dar
 matchMedia("(prefers-color-scheme: dark)").onchange = (event) =>
   localStorage.theme || show(event.matches ? "dark" : "light");
 
-$("menu").onclick = () => {
+if ($("menu")) $("menu").onclick = () => {
   const open = document.body.classList.toggle("menu");
   $("menu").setAttribute("aria-expanded", open);
 };
@@ -27,7 +27,8 @@ for (const block of document.querySelectorAll("div.sourceCode")) {
 }
 
 // What scrolls sideways must be reachable by keyboard.
-for (const box of document.querySelectorAll(".scroll, pre, .equation")) box.tabIndex = box.scrollWidth > box.clientWidth ? 0 : -1;
+for (const box of document.querySelectorAll(".scroll, pre, .equation"))
+  if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
 
 if ($("search") && location.protocol !== "file:") {
   const up = $("search").dataset.up;

@@ -40,8 +40,10 @@ def cell_blocks(cell, outputs, site, stem):
     """The blocks of one cell: its code, what it printed, what it displayed."""
     options, printed, shown = cell.options, [], []
     if options["echo"] and cell.code:
-        folding = {"code-fold": str(options["code-fold"]).lower(),
-                   "code-summary": options.get("code-summary", "Code")}
+        folding = {
+            "code-fold": str(options["code-fold"]).lower(),
+            "code-summary": options.get("code-summary", "Code"),
+        }
         printed.append(code(cell.code, ".python", ".cell-code", **folding))
     asis = options["output"] == "asis"
     for out in outputs if options["output"] else []:
@@ -82,9 +84,10 @@ def image(cell, out, index, site, path):
             target = site / (path + suffix)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(base64.b64decode(raw) if suffix == ".png" else raw.encode())
-    marks = [f".{name}-content" for name in (cell.own.get("renderings") or [])[index:index + 1]]
+    marks = [f".{name}-content" for name in (cell.own.get("renderings") or [])[index : index + 1]]
     size = out["metadata"].get("image/png", {})
-    named = {"fig-alt": one_of(cell.own.get("fig-alt"), index) or "", "pdf": f"/{files[-1]}"}
+    alt = one_of(cell.own.get("fig-alt"), index)
+    named = ({"fig-alt": alt} if alt else {}) | {"pdf": f"/{files[-1]}"}
     named |= {key: f"{size[key]}px" for key in ("width", "height") if key in size}
     caption = one_of(cell.own.get("fig-subcap") or "", index)
     return f"![{caption}](/{files[0]}){attributes(marks, named)}"
@@ -96,8 +99,10 @@ def one_of(value, index):
 
 
 def attributes(marks, named):
-    values = (f'{key}="{str(value).replace("\\", "\\\\").replace('"', "\\\"")}"'
-              for key, value in named.items())
+    values = (
+        f'{key}="{str(value).replace("\\", "\\\\").replace('"', '\\"')}"'
+        for key, value in named.items()
+    )
     return "{" + " ".join([*marks, *values]).replace("\n", " ") + "}"
 
 
