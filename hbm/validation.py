@@ -1,0 +1,447 @@
+"""Can the posterior be trusted as a readout? Estimates against a truth that is known.
+
+What can be checked where no truth is known (predictive checks, creators left out, users held
+out) stands in `hbm.predictive` and is given from here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from scipy.special import ndtr
+
+from hbm.baselines import complete_pooling_estimates, no_pooling_estimates
+from hbm.data import (
+    GROUPS,
+    SIZE_MIXTURE,
+    generate_experiment_data,
+    require_columns,
+    summarize_creators,
+)
+from hbm.gaussian import shrinkage_factor
+from hbm.intervals import LEVEL
+from hbm.model import extract_hbm_estimates, fit_hierarchical_model
+from hbm.predictive import (  # noqa: F401
+    leave_one_out,
+    loo_pit,
+    posterior_predictive,
+    predictive_pvalues,
+    prior_predictive,
+    split_half,
+    split_half_summary,
+    with_log_likelihood,
+)
+from hbm.priors import Fixed, Priors
+
+#: Bins of creators by their users, ``n_total``: name and range [low, high).
+SIZE_BINS = {
+    "all creators": (0, np.inf),
+    "n < 100": (0, 100),
+    "100 ≤ n < 500": (100, 500),
+    "n ≥ 500": (500, np.inf),
+}
+
+#: Bins of creators by |tau - mu_genre| / sigma_creator: name and range [low, high).
+DISTANCE_BINS = {"< 1 sd": (0, 1), "1 to 2 sd": (1, 2), "≥ 2 sd": (2, np.inf)}
+
+_ESTIMATE_COLUMNS = ("creator_id", "effect_hat", "ci_lower", "ci_upper", "n_total")
+
+
+def _arrays(**named) -> list[np.ndarray]:
+    """Return the values as float arrays of one length, without NaN."""
+    arrays = {name: np.asarray(values, float) for name, values in named.items()}
+    if len({array.shape for array in arrays.values()}) > 1:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+        raise ValueError(f"the lengths must agree: {shapes}")
+    for name, array in arrays.items():
+        if not array.size:
+            raise ValueError(f"{name}: there are no values")
+        if np.isnan(array).any():
+            raise ValueError(f"{name}: {np.isnan(array).sum()} of {array.size} values are NaN")
+    return list(arrays.values())
+
+
+def compute_mse(estimates, truth) -> float:
+    """Mean squared error; values are matched by position (by id: `join_truth`)."""
+    estimates, truth = _arrays(estimates=estimates, truth=truth)
+    return float(np.mean(np.square(estimates - truth)))
+
+
+def compute_coverage(ci_lower, ci_upper, truth) -> float:
+    """Share of intervals, ends included, that hold the truth; matched by position."""
+    lower, upper, truth = _arrays(ci_lower=ci_lower, ci_upper=ci_upper, truth=truth)
+    if (lower > upper).any():
+        raise ValueError(f"ci_lower lies above ci_upper in {(lower > upper).sum()} intervals")
+    return float(np.mean((lower <= truth) & (truth <= upper)))
+
+
+def compute_avg_interval_width(ci_lower, ci_upper) -> float:
+    """Mean width of the intervals, in the unit of the effects; matched by position."""
+    lower, upper = _arrays(ci_lower=ci_lower, ci_upper=ci_upper)
+    return float(np.mean(upper - lower))
+
+
+def join_truth(estimates: pd.DataFrame, truth: Mapping[str, Any]) -> pd.DataFrame:
+    """Return the frame with ``effect_true`` and ``genre_mean_true`` added, joined by id.
+
+    Parameters
+    ----------
+    estimates : DataFrame
+        Estimates or summaries, one row a creator in any order; the order is kept.
+    truth : dict
+        From `generate_experiment_data`.
+
+    Raises
+    ------
+    ValueError
+        If an id is missing, unknown or twice there, on either side; the message names the first.
+    """
+    require_columns(estimates, ("creator_id",), "estimates")
+    genre_mean = np.asarray(truth["genre_effects"])[truth["creator_genre"]]
+    known = pd.DataFrame(
+        {"effect_true": truth["creator_effects"], "genre_mean_true": genre_mean},
+        index=pd.Index(np.asarray(truth["creator_id"], dtype=object)),
+    )
+    ids = pd.Index(estimates["creator_id"].to_numpy(dtype=object))
+    problems = {
+        "twice in the estimates": ids[ids.duplicated()].unique(),
+        "twice in the truth": known.index[known.index.duplicated()].unique(),
+        "in the truth only": known.index.difference(ids, sort=False),
+        "in the estimates only": ids.difference(known.index, sort=False),
+    }
+    found = [
+        f"{len(those)} creator{'s' * (len(those) > 1)} {where} ({', '.join(map(repr, those[:5]))}"
+        f"{', …' * (len(those) > 5)})"
+        for where, those in problems.items()
+        if len(those)
+    ]
+    if found:
+        raise ValueError("estimates and truth do not match by creator_id: " + "; ".join(found))
+    return estimates.assign(**{name: known[name].loc[ids].to_numpy() for name in known})
+
+
+def oracle_estimates(
+    summaries: pd.DataFrame,
+    truth: Mapping[str, Any],
+    grouping: bool = True,
+    *,
+    known_se: bool = True,
+) -> pd.DataFrame:
+    """Pool with the true hyperparameters: the floor that no estimator can get below.
+
+    Parameters
+    ----------
+    summaries : DataFrame
+        One row a creator.
+    truth : dict
+        From `generate_experiment_data`.
+    grouping : bool
+        True: shrink to the true genre means, with the true sigma_creator. False: shrink to the
+        platform's mean, with the sd of all effects (the best that can be done without genres).
+    known_se : bool
+        Take the standard error from the true ``sigma_obs`` and ``n_treatment, n_control``;
+        False takes ``se`` as estimated.
+
+    Returns
+    -------
+    DataFrame
+        Estimates: ``creator_id, genre, effect_hat, se, ci_lower, ci_upper, n_total, p_positive,
+        shrinkage``.
+    """
+    joined = join_truth(summaries, truth)
+    mean = joined["genre_mean_true"].to_numpy(float)
+    sigma = float(truth["sigma_creator"])
+    if not grouping:
+        sigma = float(np.hypot(sigma, mean.std()))
+        mean = np.full_like(mean, mean.mean())
+    se = joined["se"].to_numpy(float)
+    if known_se:
+        require_columns(summaries, ("n_treatment", "n_control"), "summaries")
+        se = truth["sigma_obs"] * np.sqrt(1 / joined["n_treatment"] + 1 / joined["n_control"])
+        se = se.to_numpy(float)
+    pull = shrinkage_factor(se, np.array([sigma]))[0]
+    effect = joined["effect_hat"].to_numpy(float)
+    estimates = no_pooling_estimates(
+        summaries.assign(effect_hat=effect + pull * (mean - effect), se=se * np.sqrt(1 - pull))
+    ).drop(columns="p_value")
+    return estimates.assign(
+        p_positive=ndtr(estimates["effect_hat"] / estimates["se"]), shrinkage=pull
+    )
+
+
+def compare_estimators(
+    estimates: Mapping[str, pd.DataFrame], truth: Mapping[str, Any]
+) -> pd.DataFrame:
+    """Score estimators against the truth of one platform, by size of creator.
+
+    Parameters
+    ----------
+    estimates : dict of str to DataFrame
+        Estimates by the estimator's name.
+    truth : dict
+        From `generate_experiment_data`.
+
+    Returns
+    -------
+    DataFrame
+        One row an estimator and bin of `SIZE_BINS`: ``estimator, size_bin, n_creators, mse,
+        mse_se, bias, coverage, coverage_se, width``; the bias is the mean of estimate minus
+        truth, and a bin without creators has NaN. The ``*_se`` are Monte Carlo errors over the
+        creators of this one platform, taken as independent: they say nothing about other
+        platforms (for those: `platform_study`).
+    """
+    return pd.DataFrame(
+        [
+            {"estimator": name, "size_bin": size_bin} | _scores(chosen)
+            for name, joined in _joined(estimates, truth).items()
+            for size_bin, chosen in _by_size(joined)
+        ]
+    )
+
+
+def coverage_by_distance(
+    estimates: Mapping[str, pd.DataFrame], truth: Mapping[str, Any]
+) -> pd.DataFrame:
+    """Coverage by how far a creator's effect lies from its genre's mean.
+
+    95 % is an average over creators: an interval that was pulled toward the genre misses those
+    that are unlike their genre more often, and the others less often.
+
+    Parameters
+    ----------
+    estimates : dict of str to DataFrame
+    truth : dict
+
+    Returns
+    -------
+    DataFrame
+        One row a bin of |tau - mu_genre| / sigma_creator (`DISTANCE_BINS`), estimator and bin of
+        `SIZE_BINS`: ``distance_bin, estimator, size_bin, n_creators, coverage, coverage_se``.
+    """
+    if not truth["sigma_creator"] > 0:
+        raise ValueError("distances from the genre's mean need sigma_creator > 0 in the truth")
+    rows = []
+    everything = _joined(estimates, truth)
+    for distance_bin, (near, far) in DISTANCE_BINS.items():
+        for name, joined in everything.items():
+            gap = (joined["effect_true"] - joined["genre_mean_true"]).abs()
+            distance = gap / truth["sigma_creator"]
+            for size_bin, chosen in _by_size(joined[(distance >= near) & (distance < far)]):
+                keys = {"distance_bin": distance_bin, "estimator": name, "size_bin": size_bin}
+                rows.append(keys | _scores(chosen))
+    return pd.DataFrame(rows).drop(columns=["mse", "mse_se", "bias", "width"])
+
+
+def _joined(estimates: Mapping[str, pd.DataFrame], truth) -> dict[str, pd.DataFrame]:
+    if not estimates:
+        raise ValueError("there is no estimator to compare")
+    joined = {}
+    for name, frame in estimates.items():
+        require_columns(frame, _ESTIMATE_COLUMNS, f"estimates of {name!r}")
+        _arrays(n_total=frame["n_total"])
+        joined[name] = join_truth(frame, truth)
+    return joined
+
+
+def _by_size(joined: pd.DataFrame):
+    for size_bin, (low, high) in SIZE_BINS.items():
+        yield size_bin, joined[(joined["n_total"] >= low) & (joined["n_total"] < high)]
+
+
+def _scores(joined: pd.DataFrame) -> dict[str, float]:
+    n = len(joined)
+    if not n:
+        names = ("mse", "mse_se", "bias", "coverage", "coverage_se", "width")
+        return {"n_creators": 0} | dict.fromkeys(names, np.nan)
+    error = joined["effect_hat"] - joined["effect_true"]
+    coverage = compute_coverage(joined["ci_lower"], joined["ci_upper"], joined["effect_true"])
+    # Jeffreys' Beta(k + 1/2, n - k + 1/2): not 0 where all or none are covered.
+    jeffreys = stats.beta(n * coverage + 0.5, n * (1 - coverage) + 0.5)
+    return {
+        "n_creators": n,
+        "mse": compute_mse(joined["effect_hat"], joined["effect_true"]),
+        "mse_se": float(np.square(error).std() / np.sqrt(n)),
+        "bias": float(error.mean()),
+        "coverage": coverage,
+        "coverage_se": float(jeffreys.std()),
+        "width": compute_avg_interval_width(joined["ci_lower"], joined["ci_upper"]),
+    }
+
+
+def comparison_table(comparison: pd.DataFrame) -> pd.DataFrame:
+    """Lay out a comparison for reading: measures as rows, estimators as columns, text cells.
+
+    Parameters
+    ----------
+    comparison : DataFrame
+        From `compare_estimators` or `summarize_study`.
+
+    Returns
+    -------
+    DataFrame
+        Mean squared error by bin of size, coverage and mean width over all creators; cells like
+        ``0.0582 ± 0.0041`` (Monte Carlo error), ready for ``.to_markdown()``.
+    """
+    overall = next(iter(SIZE_BINS))
+    level = f"{100 * LEVEL:g} % intervals"
+    rows = {f"MSE, {size_bin}": ("mse", size_bin, 4) for size_bin in SIZE_BINS}
+    rows |= {
+        f"Coverage of {level}": ("coverage", overall, 3),
+        f"Mean width of {level}": ("width", overall, 3),
+    }
+    cells = comparison.set_index(["estimator", "size_bin"])
+
+    def cell(estimator: str, column: str, size_bin: str, digits: int) -> str:
+        row = cells.loc[(estimator, size_bin)]
+        if np.isnan(row[column]):
+            return "–"
+        error = row.get(f"{column}_se", np.nan)
+        return f"{row[column]:.{digits}f}" + ("" if np.isnan(error) else f" ± {error:.{digits}f}")
+
+    return pd.DataFrame(
+        {
+            name: [cell(name, *row) for row in rows.values()]
+            for name in comparison["estimator"].unique()
+        },
+        index=pd.Index(rows, name="measure"),
+    )
+
+
+def simulate_summaries(
+    seed: int | np.random.Generator = 42,
+    *,
+    size_mixture=SIZE_MIXTURE,
+    treatment_share: float = 0.5,
+    variance: str = "welch",
+    **platform,
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Simulate the summaries of a platform without its users, hundreds of times faster.
+
+    The mean of an arm of n users is Normal(its expectation, sigma_obs / sqrt(n)) and its variance
+    sigma_obs² chi²(n - 1) / (n - 1), independent of the mean: exactly what the users of
+    `generate_experiment_data` would give. The same seed gives the same genre and creator effects
+    as there, but other users.
+
+    Parameters
+    ----------
+    seed : int or Generator
+    size_mixture, treatment_share, **platform
+        As for `generate_experiment_data`.
+    variance : str
+        As for `summarize_creators`.
+
+    Returns
+    -------
+    summaries : DataFrame
+    truth : dict
+    """
+    rng = np.random.default_rng(seed)
+    # Four users a creator: the smallest platform, for its truth alone.
+    _, truth = generate_experiment_data(rng, size_mixture=((1.0, 4, 5),), **platform)
+    shares, lows, highs = (np.array(column) for column in zip(*size_mixture, strict=True))
+    if (lows < 4).any() or (highs <= lows).any():
+        raise ValueError("size_mixture: every range needs 4 <= low < high")
+    component = rng.choice(len(shares), size=len(truth["creator_id"]), p=shares)
+    truth["creator_n"] = n_total = rng.integers(lows[component], highs[component])
+    n_treatment = np.clip(np.rint(n_total * treatment_share), 2, n_total - 2).astype(int)
+    genre_idx = truth["creator_genre"]
+    arms = {
+        "creator_id": truth["creator_id"],
+        "genre": np.array(truth["genres"], dtype=object)[genre_idx],
+        "genre_idx": genre_idx,
+    }
+    sigma = truth["sigma_obs"]
+    # Means without the baseline, which drops out of every difference.
+    for group, n, mean in zip(
+        GROUPS, (n_total - n_treatment, n_treatment), (0.0, truth["creator_effects"]), strict=True
+    ):
+        arms[f"n_{group}"] = n
+        arms[f"mean_{group}"] = rng.normal(mean, sigma / np.sqrt(n))
+        arms[f"var_{group}"] = sigma**2 * rng.chisquare(n - 1) / (n - 1)
+    return summarize_creators(pd.DataFrame(arms), variance=variance), truth
+
+
+def _hbm(summaries: pd.DataFrame, priors: Priors) -> pd.DataFrame:
+    posterior = fit_hierarchical_model(summaries, engine="exact", draws=0, priors=priors)
+    return extract_hbm_estimates(posterior, summaries)
+
+
+#: The estimators of a study: name and function of summaries and truth that returns estimates.
+ESTIMATORS: dict[str, Callable[[pd.DataFrame, dict[str, Any]], pd.DataFrame]] = {
+    "no pooling": lambda summaries, truth: no_pooling_estimates(summaries),
+    "complete pooling": lambda summaries, truth: complete_pooling_estimates(summaries),
+    "HBM, no genres": lambda summaries, truth: _hbm(summaries, Priors(sigma_genre=Fixed(0))),
+    "HBM": lambda summaries, truth: _hbm(summaries, Priors()),
+    "oracle": oracle_estimates,
+}
+
+
+def platform_study(
+    n_platforms: int,
+    *,
+    estimators: Mapping[str, Callable] | None = None,
+    compare: Callable[..., pd.DataFrame] = compare_estimators,
+    seed: int = 42,
+    **platform,
+) -> pd.DataFrame:
+    """Score estimators on many simulated platforms.
+
+    Parameters
+    ----------
+    n_platforms : int
+    estimators : dict of str to function, optional
+        Functions of (summaries, truth) that return estimates; `ESTIMATORS` when omitted.
+    compare : function
+        `compare_estimators` or `coverage_by_distance`.
+    seed : int
+        Each platform has its own stream, whatever the number of platforms.
+    **platform
+        As for `simulate_summaries`.
+
+    Returns
+    -------
+    DataFrame
+        ``platform`` and the columns of `compare`, but for the errors on one platform; one row a
+        platform, estimator and bin. Reduce it with `summarize_study`.
+    """
+    estimators = ESTIMATORS if estimators is None else estimators
+    frames = []
+    for place, stream in enumerate(np.random.SeedSequence(seed).spawn(n_platforms)):
+        summaries, truth = simulate_summaries(np.random.default_rng(stream), **platform)
+        made = {name: estimate(summaries, truth) for name, estimate in estimators.items()}
+        scores = compare(made, truth)
+        scores.insert(0, "platform", place)
+        frames.append(scores.drop(columns=[c for c in scores if c.endswith("_se")]))
+    return pd.concat(frames, ignore_index=True)
+
+
+def summarize_study(study: pd.DataFrame) -> pd.DataFrame:
+    """Average a study over its platforms, with Monte Carlo errors by platform.
+
+    Parameters
+    ----------
+    study : DataFrame
+        From `platform_study`.
+
+    Returns
+    -------
+    DataFrame
+        One row an estimator and bin: the keys, ``n_platforms``, and each measure with its
+        ``*_se``, the sd over platforms / sqrt(platforms). Platforms with an empty bin do not
+        count for it. All estimators meet the same platforms, so differences between them are
+        known better than the errors of the two suggest: take them platform by platform.
+    """
+    if study["platform"].nunique() < 2:
+        raise ValueError("Monte Carlo errors by platform need at least two platforms")
+    keys = [key for key in ("distance_bin", "estimator", "size_bin") if key in study]
+    groups = study.drop(columns="platform").groupby(keys, sort=False)
+    mean, error, count = groups.mean(), groups.sem(), groups.count()
+    summary = pd.DataFrame({"n_platforms": count.iloc[:, 1], "n_creators": mean["n_creators"]})
+    for column in mean.columns.drop("n_creators"):
+        summary[column] = mean[column]
+        summary[f"{column}_se"] = error[column]
+    return summary.reset_index()
