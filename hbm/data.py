@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,7 @@ def read_users(path: str | Path) -> pd.DataFrame:
             raise DataError(f"{path.name}: known endings are .csv, .csv.gz and .parquet")
     except pd.errors.EmptyDataError:
         raise DataError(f"{path.name}: the file is empty") from None
-    except (pd.errors.ParserError, UnicodeDecodeError, OSError, ValueError) as error:
+    except (ValueError, OSError, EOFError, zlib.error) as error:
         if isinstance(error, DataError):
             raise
         kind = "Parquet" if name.endswith(".parquet") else "CSV"
@@ -172,11 +173,11 @@ def read_users(path: str | Path) -> pd.DataFrame:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
+    with path.open("rb") as file:
+        if file.read(4) == b"PAR1":
+            raise DataError(f"{path.name}: the content is Parquet, not CSV")
     text = dict.fromkeys(("creator_id", "genre", "group", "user_id"), "str")
-    users = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
-    if len(users.columns) and str(users.columns[0]).startswith("PAR1"):
-        raise DataError(f"{path.name}: the content is Parquet, not CSV")
-    return users
+    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
 
 
 def validate_users(users: pd.DataFrame, *, source: str = "users") -> pd.DataFrame:
@@ -210,7 +211,7 @@ def validate_users(users: pd.DataFrame, *, source: str = "users") -> pd.DataFram
         _refuse(users, users[column].isna(), column, "must not be missing", source)
     _refuse(users, ~users["group"].isin(GROUPS), "group", f"must be one of {GROUPS}", source)
     revenue = users["revenue"]
-    if not pd.api.types.is_numeric_dtype(revenue) or pd.api.types.is_bool_dtype(revenue):
+    if not _is_real(revenue):
         wrong = pd.to_numeric(revenue, errors="coerce").isna() & revenue.notna()
         _refuse(users, wrong | revenue.isna(), "revenue", "must be a number", source)
         raise DataError(f"{source}: column 'revenue' must be numeric, its type is {revenue.dtype}")
@@ -225,8 +226,18 @@ def validate_users(users: pd.DataFrame, *, source: str = "users") -> pd.DataFram
     return users
 
 
+def _is_real(values: pd.Series) -> bool:
+    types = pd.api.types
+    return types.is_float_dtype(values.dtype) or types.is_integer_dtype(values.dtype)
+
+
 def require_columns(frame: pd.DataFrame, columns: Sequence[str], source: str) -> None:
-    """Raise a `DataError` that names the missing columns and those that are there."""
+    """Raise a `DataError` unless each column is there once; it names those that are."""
+    if not isinstance(frame, pd.DataFrame):
+        raise DataError(f"{source}: a pandas DataFrame is needed, got {type(frame).__name__}")
+    twice = [column for column in columns if (frame.columns == column).sum() > 1]
+    if twice:
+        raise DataError(f"{source}: more than one column is called {', '.join(twice)}")
     missing = [column for column in columns if column not in frame.columns]
     if missing:
         there = ", ".join(map(str, frame.columns)) or "none"
@@ -241,15 +252,16 @@ def _refuse(frame: pd.DataFrame, wrong, column: str, rule: str, source: str) -> 
     wrong = np.asarray(wrong, dtype=bool)
     if not wrong.any():
         return
-    rows = frame.loc[wrong, ["creator_id", column]].drop_duplicates().head(_FIRST)
+    first = (
+        frame.loc[wrong, list(dict.fromkeys(["creator_id", column]))].drop_duplicates().head(_FIRST)
+    )
     shown = ", ".join(
-        f"{creator!r}" if column == "creator_id" else f"{creator!r} ({value!r})"
-        for creator, value in rows.itertuples(index=False)
+        f"{creator!r}" + "".join(f" ({value!r})" for value in values)
+        for creator, *values in first.itertuples(index=False)
     )
-    raise DataError(
-        f"{source}: column '{column}' {rule}; {wrong.sum():,} row{'s' * (wrong.sum() > 1)} "
-        f"break{'s' * (wrong.sum() == 1)} it, first creators: {shown}"
-    )
+    count = int(wrong.sum())
+    rows = "1 row breaks" if count == 1 else f"{count:,} rows break"
+    raise DataError(f"{source}: column '{column}' {rule}; {rows} it, first creators: {shown}")
 
 
 def summarize_arms(users: pd.DataFrame) -> pd.DataFrame:
@@ -274,6 +286,9 @@ def summarize_arms(users: pd.DataFrame) -> pd.DataFrame:
         If the table breaks a rule.
     """
     validate_users(users)
+    # Numbers as doubles: the moments of 32-bit floats would themselves be 32-bit floats.
+    columns = {name: users[name].array for name in ("creator_id", "group", "genre")}
+    users = pd.DataFrame({**columns, "revenue": users["revenue"].to_numpy(float)}, copy=False)
     by_arm = users.groupby(["creator_id", "group"], observed=True)["revenue"]
     moments = by_arm.agg(n="size", mean="mean", var="var").unstack("group")
     moments.columns = [f"{moment}_{group}" for moment, group in moments.columns]
@@ -291,7 +306,16 @@ def summarize_arms(users: pd.DataFrame) -> pd.DataFrame:
     arms = arms.reset_index()
     if isinstance(arms["creator_id"].dtype, pd.CategoricalDtype):
         arms["creator_id"] = arms["creator_id"].astype(arms["creator_id"].cat.categories.dtype)
+        arms = arms.sort_values("creator_id", ignore_index=True)
     return arms
+
+
+def _as_arms(data: pd.DataFrame) -> pd.DataFrame:
+    if not isinstance(data, pd.DataFrame) or "revenue" in data or "n_treatment" not in data:
+        return summarize_arms(data)
+    moments = [f"{moment}_{group}" for moment in ("n", "mean", "var") for group in GROUPS]
+    require_columns(data, ("creator_id", "genre", "genre_idx", *moments), "arms")
+    return data
 
 
 def incomplete_creators(users: pd.DataFrame) -> pd.DataFrame:
@@ -307,7 +331,7 @@ def incomplete_creators(users: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         ``creator_id, genre, n_treatment, n_control, reason``; empty if there is none.
     """
-    arms = users if "n_treatment" in users else summarize_arms(users)
+    arms = _as_arms(users)
     columns = ["creator_id", "genre", "n_treatment", "n_control"]
     few = arms.loc[(arms[["n_treatment", "n_control"]] < 2).any(axis=1), columns].copy()
     few["reason"] = [
@@ -360,7 +384,7 @@ def summarize_creators(
     """
     if incomplete not in ("raise", "exclude"):
         raise ValueError(f"incomplete must be 'raise' or 'exclude', got {incomplete!r}")
-    arms = users if "n_treatment" in users else summarize_arms(users)
+    arms = _as_arms(users)
     few = incomplete_creators(arms)
     if len(few) and incomplete == "raise":
         first = ", ".join(f"{r.creator_id!r} ({r.reason})" for r in few.head(_FIRST).itertuples())
@@ -448,7 +472,10 @@ def validate_summaries(summaries: pd.DataFrame) -> pd.DataFrame:
     _refuse(summaries, ids.isna(), "creator_id", "must not be missing", source)
     _refuse(summaries, ids.duplicated(keep=False), "creator_id", "must be unique", source)
     for column in ("genre_idx", "effect_hat", "se"):
-        values = pd.to_numeric(summaries[column], errors="coerce").to_numpy(float)
+        if not _is_real(summaries[column]):
+            dtype = summaries[column].dtype
+            raise DataError(f"{source}: column '{column}' must be numeric, its type is {dtype}")
+        values = summaries[column].to_numpy(float, na_value=np.nan)
         _refuse(summaries, ~np.isfinite(values), column, "must be a finite number", source)
     _refuse(summaries, summaries["se"] <= 0, "se", "must be greater than 0", source)
     idx = summaries["genre_idx"].to_numpy(float)
@@ -463,4 +490,7 @@ def validate_summaries(summaries: pd.DataFrame) -> pd.DataFrame:
         names = summaries.groupby("genre_idx")["genre"].nunique(dropna=False)
         if (names > 1).any():
             raise DataError(f"{source}: genre_idx {names.idxmax()} has more than one genre name")
+        numbers = summaries.groupby("genre", dropna=False)["genre_idx"].nunique()
+        if (numbers > 1).any():
+            raise DataError(f"{source}: genre {numbers.idxmax()!r} has more than one genre_idx")
     return summaries
