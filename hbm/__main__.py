@@ -14,21 +14,23 @@ from hbm.data import DataError, read_users
 from hbm.diagnostics import DiagnosticsError
 from hbm.readout import ReadoutReport, readout_report
 
-#: Exit codes: the table or a setting is wrong; the fit cannot be trusted.
-BAD_INPUT, BAD_FIT = 2, 3
+#: Exit codes: the table or a setting is wrong; the fit cannot be trusted; nowhere to write.
+BAD_INPUT, BAD_FIT, BAD_OUTPUT = 2, 3, 4
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, or 2 for bad input, 3 for a failed fit."""
+    """Run a command and return its exit code: 0 if all went well, else one of the above."""
     given = _parser().parse_args(arguments)
     try:
         return given.run(given)
     except (DataError, FileNotFoundError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+        code, reason = BAD_INPUT, error
     except DiagnosticsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_FIT
+        code, reason = BAD_FIT, error
+    except OSError as error:
+        code, reason = BAD_OUTPUT, error
+    print(f"error: {reason}", file=sys.stderr)
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -41,7 +43,8 @@ def _parser() -> argparse.ArgumentParser:
             "Read a users' table (.csv, .csv.gz or .parquet with the columns creator_id, genre, "
             "group, revenue; group is treatment or control), fit the hierarchical model and "
             "write one row a creator as CSV. Exit code 2: the table breaks a rule, and the "
-            "message says which. Exit code 3: the fit cannot be trusted."
+            "message says which. Exit code 3: the fit cannot be trusted. Exit code 4: the output "
+            "cannot be written."
         ),
     )
     readout.add_argument("data", help="the users' table")
