@@ -111,9 +111,7 @@ class Project:
         count = {True: 0, False: 0}
         for chapter in self.chapters:
             title = next((ln.text for ln in chapter.lines if ln.text.startswith("# ")), "")
-            plain = chapter.meta.get("number-sections") is False or re.search(
-                r"{[^}]*(\.unnumbered|-)\s*}", title
-            )
+            plain = re.search(r"{[^}]*(\.unnumbered|-)\s*}", title)
             if self.is_book and not plain and not chapter.file.startswith("index."):
                 appendix = chapter.part == "Appendices"
                 count[appendix] += 1

@@ -19,21 +19,12 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from .book import BuildError, Line
 
 INLINE = re.compile(r"(?<!`)`{python}[ \t]+([^`]+)`")
+HIDDEN = "the parameters given"
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
-RESIZE = """import matplotlib as _mpl
-_size = _mpl.rcParams["figure.figsize"]
-_mpl.rcParams["figure.figsize"] = [{fig-width} or _size[0], {fig-height} or _size[1]]"""
-RESTORE = '_mpl.rcParams["figure.figsize"] = _size'
 DEFAULTS = {
-    "echo": True,
-    "eval": True,
-    "include": True,
-    "output": True,
-    "warning": True,
-    "error": False,
-    "code-fold": False,
-    "fig-width": 7,
-    "fig-height": 5,
+    **{"echo": True, "eval": True, "include": True, "output": True, "warning": True},
+    **{"error": False, "code-fold": False, "code-summary": "Code"},
+    **{"fig-width": 7, "fig-height": 5},
 }
 
 
@@ -86,22 +77,17 @@ def defaults(project, chapter):
 
 
 def steps(chapter, parameters, options):
-    """Yield (source, where, name, shown, may fail) of all that is to be executed."""
+    """Yield (source, where, name, may fail) of all that is to be executed, in order."""
     for kind, lines in chapter.pieces():
         if kind == "text":
             for line in lines:
                 for match in INLINE.finditer(line.text):
-                    yield match[1], line, f"`{match[1]}`", True, False
+                    yield match[1], line, f"`{match[1]}`", False
         elif kind == "cell" and (cell := Cell(lines, options)).options["eval"]:
-            sized = {key: cell.own.get(key) for key in ("fig-width", "fig-height")}
-            if any(sized.values()):
-                yield RESIZE.format(**sized), lines[0], "fig-width", False, False
-            yield cell.code, lines[0], cell.name, True, cell.options["error"]
-            if any(sized.values()):
-                yield RESTORE, lines[0], "fig-width", False, False
+            yield cell.code, lines[0], cell.name, cell.options["error"]
             if parameters and "parameters" in (cell.own.get("tags") or []):
                 given = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
-                yield given, lines[0], "the parameters given", False, False
+                yield given, lines[0], HIDDEN, False
 
 
 def execute(project, chapter, parameters):
@@ -141,7 +127,7 @@ def fingerprint(project, chapter, todo):
         ]
         listed = [str(path.relative_to(project.root)) for path in found]
     digest = hashlib.sha256(Path(__file__).read_bytes())
-    code = [(source, shown, may_fail) for source, _, _, shown, may_fail in todo]
+    code = [(source, may_fail) for source, _, _, may_fail in todo]
     digest.update(repr((sys.version, code, chapter.meta)).encode())
     for name in sorted(set(listed)):
         path = project.root / name
@@ -170,14 +156,14 @@ def run(cwd, todo, options):
         with client.setup_kernel(env=os.environ | {"MATPLOTLIBRC": str(style)}):
             for index, (cell, step) in enumerate(zip(cells, todo, strict=True)):
                 run_step(client, cell, index, step)
-                if step[3]:
+                if step[2] != HIDDEN:
                     outputs.append(cell.outputs)
     return outputs
 
 
 def run_step(client, cell, index, step):
     """Execute one step; say where it stands if it fails."""
-    _, line, name, _, may_fail = step
+    _, line, name, may_fail = step
     cell.metadata["tags"] = ["raises-exception"] if may_fail else []
     try:
         client.execute_cell(cell, index)

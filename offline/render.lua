@@ -145,18 +145,8 @@ local on_page = {
   Table = function(el) return { raw '<div class="scroll">', el, raw "</div>" } end,
 }
 
-local function columns(content, count)
-  if not count then return content end
-  local opening = ('<div class="columns" style="--columns: %s">'):format(count)
-  if not typst then return pandoc.Blocks { raw(opening) } .. content .. { raw "</div>" } end
-  local cells = pandoc.Blocks { raw("#grid(columns: " .. count .. ", gutter: 1em,") }
-  local function fill(el) el.attributes.width = "100%" return el end
-  for _, block in ipairs(content:walk { Image = fill }) do cells:extend { raw "[", block, raw "]," } end
-  return cells .. { raw ")" }
-end
-
 -- A figure or table with its caption, numbered when it has a label.
-local function float(id, content, caption, kind, ncol)
+local function float(id, content, caption, kind)
   local labelled = id:match "^fig%-" or id:match "^tbl%-"
   if labelled then
     local number = next_number(kind)
@@ -168,10 +158,10 @@ local function float(id, content, caption, kind, ncol)
     content[1].identifier, content[1].caption = id, { long = long }
     return content[1], false
   elseif typst then
-    return pandoc.Figure(columns(content, ncol), { long = long }, { id = id }), false
+    return pandoc.Figure(content, { long = long }, { id = id }), false
   end
   if #long > 0 then long = pandoc.Blocks { raw "<figcaption>" } .. long .. { raw "</figcaption>" } end
-  content = columns(content:walk(on_page), ncol)
+  content = content:walk(on_page)
   local open = raw(('<figure%s class="%s">'):format(id ~= "" and ' id="' .. id .. '"' or "", kind))
   local inner = kind == "tbl" and long .. content or content .. long
   return pandoc.Blocks { open } .. inner .. { raw "</figure>" }, false
@@ -184,14 +174,7 @@ local function float_div(el)
   if #content > 1 and last.t == "Para" and pandoc.utils.stringify(last) ~= "" then
     caption = content:remove().content
   end
-  local letter = 0
-  content = content:walk { Figure = function(figure)
-    letter = letter + 1
-    figure.caption.long:insert(1, pandoc.Plain("(" .. string.char(96 + letter) .. ")\u{a0}"))
-    figure.caption.long = { pandoc.Plain(pandoc.utils.blocks_to_inlines(figure.caption.long, {})) }
-    return figure
-  end }
-  return float(id, content, caption, id:match "^tbl" and "tbl" or "fig", el.attributes["layout-ncol"])
+  return float(id, content, caption, id:match "^tbl" and "tbl" or "fig")
 end
 
 local function caption_of(el) return pandoc.utils.blocks_to_inlines(el.caption.long) end

@@ -1,8 +1,8 @@
 """Puts what the cells gave back among the prose: a chapter as Pandoc Markdown, with its images."""
 
 import ast
-import base64
 import re
+from base64 import b64decode
 
 from .execute import ANSI, INLINE, Cell, defaults
 
@@ -26,13 +26,14 @@ def weave(project, chapter, outputs, site):
 
 
 def inline(outputs):
-    """The value of an inline expression: Markdown as it is, anything else escaped."""
+    """The value of an inline expression, as Quarto puts it: a plain text is escaped."""
     for data in (out["data"] for out in outputs if "data" in out):
         if "text/markdown" in data:
             return data["text/markdown"]
         value = data["text/plain"]
-        value = ast.literal_eval(value) if value[0] in "'\"" else value
-        return re.sub(r"([\\`*_{}\[\]<>()#|~^$@])", r"\\\1", value)
+        if value[0] not in "'\"":
+            return value
+        return re.sub(r"([\\`*_{}\[\]()>#+,\-.!])", r"\\\1", ast.literal_eval(value))
     return ""
 
 
@@ -42,7 +43,7 @@ def cell_blocks(cell, outputs, site, stem):
     if options["echo"] and cell.code:
         folding = {
             "code-fold": str(options["code-fold"]).lower(),
-            "code-summary": options.get("code-summary", "Code"),
+            "code-summary": options["code-summary"],
         }
         printed.append(code(cell.code, ".python", ".cell-code", **folding))
     asis = options["output"] == "asis"
@@ -66,36 +67,26 @@ def captioned(cell, shown):
     """What is displayed, in the div that Quarto makes of a labelled or captioned cell."""
     label = cell.own.get("label", "")
     numbered = label.startswith(("fig-", "tbl-"))
-    caption = cell.own.get("tbl-cap" if label.startswith("tbl-") else "fig-cap")
+    caption = cell.own.get("tbl-cap" if label.startswith("tbl-") else "fig-cap", "")
     if not shown or not (numbered or caption):
         return shown
-    marks = [f"#{label}"] if numbered else [".captioned"]
-    columns = cell.own.get("layout-ncol")
-    return [div(marks, *shown, caption or "", **({"layout-ncol": columns} if columns else {}))]
+    mark = attributes([f"#{label}" if numbered else ".captioned"], {})
+    return ["\n\n".join([f"::::: {mark}", *shown, caption, ":::::"])]
 
 
 def image(cell, out, index, site, path):
     """An image as Markdown: the page's own file, the sharper one named for the PDF."""
-    kinds = {"image/png": ".png", "image/svg+xml": ".svg"}
-    files = [path + suffix for kind, suffix in kinds.items() if kind in out["data"]]
-    for kind, suffix in kinds.items():
-        if kind in out["data"]:
-            raw = out["data"][kind]
-            target = site / (path + suffix)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(base64.b64decode(raw) if suffix == ".png" else raw.encode())
+    files = []
+    for kind, suffix in {"image/png": ".png", "image/svg+xml": ".svg"}.items():
+        if raw := out["data"].get(kind):
+            files.append(path + suffix)
+            (site / files[-1]).parent.mkdir(parents=True, exist_ok=True)
+            (site / files[-1]).write_bytes(b64decode(raw) if suffix == ".png" else raw.encode())
     marks = [f".{name}-content" for name in (cell.own.get("renderings") or [])[index : index + 1]]
+    named = {"fig-alt": cell.own.get("fig-alt", ""), "pdf": f"/{files[-1]}"}
     size = out["metadata"].get("image/png", {})
-    alt = one_of(cell.own.get("fig-alt"), index)
-    named = ({"fig-alt": alt} if alt else {}) | {"pdf": f"/{files[-1]}"}
     named |= {key: f"{size[key]}px" for key in ("width", "height") if key in size}
-    caption = one_of(cell.own.get("fig-subcap") or "", index)
-    return f"![{caption}](/{files[0]}){attributes(marks, named)}"
-
-
-def one_of(value, index):
-    """The value for one of several images: a list has one for each."""
-    return value[min(index, len(value) - 1)] if isinstance(value, list) else value
+    return f"![](/{files[0]}){attributes(marks, named)}"
 
 
 def attributes(marks, named):
@@ -108,11 +99,5 @@ def attributes(marks, named):
 
 def code(text, *marks, **named):
     """A fenced block that no fence in the text can close."""
-    ticks = max(map(len, re.findall("`{3,}", text)), default=2)
-    fence = "`" * (ticks + 1)
+    fence = "`" * (1 + max(map(len, re.findall("`{3,}", text)), default=2))
     return f"{fence} {attributes(marks, named)}\n{text.rstrip()}\n{fence}"
-
-
-def div(marks, *blocks, **named):
-    body = "\n\n".join(blocks)
-    return f"::::: {attributes(marks, named)}\n{body}\n:::::"
