@@ -14,6 +14,10 @@ MAX_RHAT = 1.01
 MIN_ESS_PER_CHAIN = 400
 MIN_EBFMI = 0.3
 
+#: Largest quadrature error of an exact fit: of the log evidence, and of the mean and standard
+#: deviation of each hyperparameter in units of its standard deviation.
+MAX_QUADRATURE_ERROR = 1e-6
+
 HYPERPARAMETERS = ("mu_global", "sigma_genre", "sigma_creator")
 
 
@@ -24,6 +28,9 @@ class DiagnosticsError(RuntimeError):
 @dataclass(frozen=True)
 class Diagnostics:
     """What `check_diagnostics` found.
+
+    For an exact fit the table has the columns ``n`` and ``quadrature_error``, and what belongs
+    to sampling is 0 or missing.
 
     Attributes
     ----------
@@ -64,6 +71,9 @@ def check_diagnostics(idata) -> Diagnostics:
     E[tau | hyperparameters]. The last are needed because taus drawn exactly given the
     hyperparameters look well mixed even where the hyperparameters are stuck.
 
+    The draws of an exact fit are independent, so R-hat would say nothing: what can go wrong is
+    the grid, and its error is checked instead.
+
     Parameters
     ----------
     idata : DataTree
@@ -76,8 +86,10 @@ def check_diagnostics(idata) -> Diagnostics:
     Raises
     ------
     ValueError
-        If the fit has a single chain or fewer than 4 draws: then nothing can be checked.
+        If a sampled fit has a single chain or fewer than 4 draws: then nothing can be checked.
     """
+    if "quadrature" in idata.children:
+        return _check_quadrature(idata.attrs["quadrature_errors"])
     posterior = idata["posterior"].dataset
     n_chains, n_draws = posterior.sizes["chain"], posterior.sizes["draw"]
     if n_chains < 2 or n_draws < 4:
@@ -96,6 +108,16 @@ def check_diagnostics(idata) -> Diagnostics:
     if not ebfmi > MIN_EBFMI:
         failures.append(f"E-BFMI {ebfmi:.2f} is not above {MIN_EBFMI}")
     return Diagnostics(table, divergences, hits, ebfmi, tuple(failures))
+
+
+def _check_quadrature(errors: dict[str, float]) -> Diagnostics:
+    table = pd.DataFrame({"n": 1, "quadrature_error": errors}).rename_axis("quantity")
+    failures = tuple(
+        f"quadrature error of {name} is {error:.1e}, not below {MAX_QUADRATURE_ERROR}"
+        for name, error in errors.items()
+        if not error <= MAX_QUADRATURE_ERROR
+    )
+    return Diagnostics(table, 0, 0, np.nan, failures)
 
 
 def hyper_draws(posterior) -> Hyper:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import time
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from hbm.data import validate_summaries
 from hbm.diagnostics import HYPERPARAMETERS, check_diagnostics, estimates_of, hyper_draws
+from hbm.exact import components, fit_exact
 from hbm.gaussian import (
     Estimates,
+    Moments,
     creator_moments,
     genre_moments,
     mixture_cdf,
@@ -48,6 +51,18 @@ _SAMPLE_STATS = {
 _BLOCK = 4_000_000
 
 
+class Mixture(NamedTuple):
+    """The posterior as a mixture of normals over draws or nodes of the hyperparameters.
+
+    `genre` holds the moments of mu_genre, shape ``(component, genre)``; `sigma_creator` and
+    `weights` (equal where ``None``) have the shape ``(component,)``.
+    """
+
+    genre: Moments
+    sigma_creator: np.ndarray
+    weights: np.ndarray | None
+
+
 def fit_hierarchical_model(
     summaries: pd.DataFrame,
     *,
@@ -67,7 +82,8 @@ def fit_hierarchical_model(
     summaries : DataFrame
         One row a creator: ``creator_id, genre_idx, effect_hat, se`` (and ``genre`` for names).
     engine : {"nuts", "exact"}
-        ``nuts`` samples with PyMC and nutpie's No-U-Turn sampler.
+        ``nuts`` samples with PyMC and nutpie's No-U-Turn sampler. ``exact`` integrates over
+        the two standard deviations by quadrature and everything else in closed form.
     parameterization : {"marginal", "centered", "noncentered"}
         ``marginal`` integrates creator and genre effects out, samples the three
         hyperparameters, and draws genre and creator effects exactly afterwards. ``centered``
@@ -75,7 +91,8 @@ def fit_hierarchical_model(
     priors : Priors
         In the unit of the effects.
     draws, tune, chains : int
-        Kept and warm-up draws a chain, and chains.
+        Kept and warm-up draws a chain, and chains. With ``engine="exact"`` the draws are
+        independent, and ``draws=0`` leaves them out: `extract_hbm_estimates` needs none.
     random_seed : int
     target_accept : float, optional
         Target acceptance rate; when omitted .99 for ``marginal`` and .9 for the others.
@@ -85,7 +102,9 @@ def fit_hierarchical_model(
     DataTree
         Groups ``posterior`` (``mu_global, sigma_genre, sigma_creator``; ``mu_genre`` by genre;
         ``tau`` by creator), ``sample_stats``, ``observed_data`` and ``constant_data``; dims
-        ``chain, draw, creator, genre``; settings and seconds in its attributes.
+        ``chain, draw, creator, genre``; settings and seconds in its attributes. With
+        ``engine="exact"`` a group ``quadrature`` takes the place of ``sample_stats``
+        (`hbm.exact.fit_exact`).
 
     Raises
     ------
@@ -100,6 +119,15 @@ def fit_hierarchical_model(
     if parameterization not in TARGET_ACCEPT:
         known = ", ".join(TARGET_ACCEPT)
         raise ValueError(f"unknown parameterization {parameterization!r}; known: {known}")
+    if engine == "exact":
+        return fit_exact(
+            summaries,
+            _coords(summaries),
+            priors=priors,
+            draws=draws,
+            chains=chains,
+            random_seed=random_seed,
+        )
     if draws * chains * len(summaries) > MAX_VALUES:
         raise ValueError(
             f"{draws * chains:,} draws of {len(summaries):,} creators would take "
@@ -223,23 +251,29 @@ def _draw_effects(data: Estimates, sampled, random_seed: int) -> dict[str, np.nd
     return {"mu_genre": mu_genre.reshape(shape), "tau": data.unsort(tau).reshape(shape)}
 
 
-def _as_datatree(summaries: pd.DataFrame, posterior, sample_stats, attrs):
-    import arviz as az
-
-    idx = summaries["genre_idx"].to_numpy()
-    genres = np.arange(idx.max() + 1).astype(str)
+def _coords(summaries: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Return the ids and names of the data as coordinates."""
+    genres = np.arange(summaries["genre_idx"].max() + 1).astype(str)
     if "genre" in summaries:
         names = summaries.groupby("genre_idx")["genre"].first()
         genres = names.to_numpy(dtype=object)
-    creators = summaries["creator_id"].to_numpy()
+    return {"creator": summaries["creator_id"].to_numpy(), "genre": genres}
+
+
+def _as_datatree(summaries: pd.DataFrame, posterior, sample_stats, attrs):
+    import arviz as az
+
     tree = az.from_dict(
         {
             "posterior": posterior,
             "sample_stats": sample_stats,
             "observed_data": {"effect_hat": summaries["effect_hat"].to_numpy(float)},
-            "constant_data": {"se": summaries["se"].to_numpy(float), "genre_idx": idx},
+            "constant_data": {
+                "se": summaries["se"].to_numpy(float),
+                "genre_idx": summaries["genre_idx"].to_numpy(),
+            },
         },
-        coords={"creator": creators, "genre": genres},
+        coords=_coords(summaries),
         dims={
             "mu_genre": ["genre"],
             "tau": ["creator"],
@@ -255,9 +289,10 @@ def _as_datatree(summaries: pd.DataFrame, posterior, sample_stats, attrs):
 def extract_hbm_estimates(idata, summaries: pd.DataFrame, *, check: bool = True) -> pd.DataFrame:
     """Return each creator's pooled estimate from the posterior.
 
-    Everything is Rao-Blackwellised: given a draw of the hyperparameters each tau is normal with
-    known moments, so means, quantiles and probabilities are those of a mixture of normals over
-    the draws, not of noisy draws of tau. The interval excludes 0 exactly if
+    Everything is Rao-Blackwellised: given the hyperparameters each tau is normal with known
+    moments, so means, quantiles and probabilities are those of a mixture of normals over their
+    draws (or, without any sampling noise, over the nodes of the exact engine), not of noisy
+    draws of tau. The interval excludes 0 exactly if
     min(P(tau > 0), P(tau < 0)) <= .025, since both come from the same distribution function.
 
     Parameters
@@ -287,23 +322,24 @@ def extract_hbm_estimates(idata, summaries: pd.DataFrame, *, check: bool = True)
     _require_same_data(idata, summaries)
     if check:
         check_diagnostics(idata).raise_if_failed()
-    data, hyper = estimates_of(idata), hyper_draws(idata["posterior"].dataset)
-    genre = genre_moments(data, hyper)
+    data = estimates_of(idata)
+    genre, sigma_creator, weights = mixture(idata)
     lower, upper = tail_probabilities(LEVEL)
     columns = {name: np.empty(len(data.se)) for name in _ESTIMATED}
-    step = max(1, _BLOCK // len(hyper.sigma_creator))
+    step = max(1, _BLOCK // len(sigma_creator))
     for start in range(0, len(data.se), step):
         block = slice(start, start + step)
-        moments = creator_moments(data.take(block), genre, hyper.sigma_creator)
-        overall = mixture_moments(moments)
+        moments = creator_moments(data.take(block), genre, sigma_creator)
+        overall = mixture_moments(moments, weights)
         columns["effect_hat"][block] = overall.mean
         columns["se"][block] = np.sqrt(overall.var)
-        columns["ci_lower"][block] = mixture_quantile(moments, lower)
-        columns["ci_upper"][block] = mixture_quantile(moments, upper)
+        columns["ci_lower"][block] = mixture_quantile(moments, lower, weights)
+        columns["ci_upper"][block] = mixture_quantile(moments, upper, weights)
         # The upper tail by symmetry: 1 - cdf would lose the small probabilities.
-        columns["p_positive"][block] = mixture_cdf(moments._replace(mean=-moments.mean), 0.0)
-        pull = shrinkage_factor(data.se[block], hyper.sigma_creator)
-        columns["shrinkage"][block] = pull.mean(axis=0)
+        mirrored = moments._replace(mean=-moments.mean)
+        columns["p_positive"][block] = mixture_cdf(mirrored, 0.0, weights)
+        pull = shrinkage_factor(data.se[block], sigma_creator)
+        columns["shrinkage"][block] = np.average(pull, axis=0, weights=weights)
     estimates = pd.DataFrame({name: data.unsort(values) for name, values in columns.items()})
     genres = idata["posterior"].dataset["genre"].values
     estimates.insert(0, "creator_id", summaries["creator_id"].to_numpy())
@@ -311,6 +347,52 @@ def extract_hbm_estimates(idata, summaries: pd.DataFrame, *, check: bool = True)
     n_total = summaries["n_total"].to_numpy() if "n_total" in summaries else np.nan
     estimates.insert(6, "n_total", n_total)
     return estimates
+
+
+def mixture(idata) -> Mixture:
+    """Return the posterior of genre and creator effects as a mixture of normals.
+
+    Parameters
+    ----------
+    idata : DataTree
+        From `fit_hierarchical_model`, with either engine.
+    """
+    if "quadrature" in idata.children:
+        return Mixture(*components(idata))
+    hyper = hyper_draws(idata["posterior"].dataset)
+    return Mixture(genre_moments(estimates_of(idata), hyper), hyper.sigma_creator, None)
+
+
+def extract_genre_estimates(idata) -> pd.DataFrame:
+    """Return the posterior of each genre's mean effect.
+
+    Parameters
+    ----------
+    idata : DataTree
+        From `fit_hierarchical_model`.
+
+    Returns
+    -------
+    DataFrame
+        One row a genre: ``genre, n_creators, mean, se`` (posterior standard deviation),
+        ``lower, upper`` (equal-tailed 95 % interval), ``p_positive``.
+    """
+    genre, _, weights = mixture(idata)
+    overall = mixture_moments(genre, weights)
+    # Without grouping a sampled genre mean is its draw of mu_global, a point.
+    genre = genre._replace(var=np.maximum(genre.var, 1e-12 * overall.var))
+    lower, upper = tail_probabilities(LEVEL)
+    return pd.DataFrame(
+        {
+            "genre": idata["posterior"].dataset["genre"].values,
+            "n_creators": np.bincount(idata["constant_data"]["genre_idx"].values.astype(int)),
+            "mean": overall.mean,
+            "se": np.sqrt(overall.var),
+            "lower": mixture_quantile(genre, lower, weights),
+            "upper": mixture_quantile(genre, upper, weights),
+            "p_positive": mixture_cdf(genre._replace(mean=-genre.mean), 0.0, weights),
+        }
+    )
 
 
 _ESTIMATED = ("effect_hat", "se", "ci_lower", "ci_upper", "p_positive", "shrinkage")
