@@ -29,8 +29,8 @@ def standard_errors(arms: pd.DataFrame, method: str = "welch") -> pd.DataFrame:
         * ``pooled``: one variance for both arms of a creator, moderated across creators. It is
           uncorrelated with the difference however unequal the arms are.
 
-        Moderated standard errors are inflated by sqrt(nu / (nu - 2)), so that a normal with
-        this standard deviation has the variance of the t distribution they stand for.
+        Moderated variances are inflated by nu / (nu - 2), so that a normal with this variance
+        stands for the t distribution of the mean (for the sum of two arms: each its own nu).
 
     Returns
     -------
@@ -60,22 +60,21 @@ def standard_errors(arms: pd.DataFrame, method: str = "welch") -> pd.DataFrame:
         se, borrowed = np.sqrt(squared.sum(axis=1)), constant.any(axis=1)
     elif method == "moderated":
         moderated, nu = moderate_variances(var.ravel(), (n - 1).ravel())
-        squared, nu = moderated.reshape(n.shape) / n, nu.reshape(n.shape)
-        nu = np.square(squared.sum(axis=1)) / (np.square(squared) / nu).sum(axis=1)
-        se, df = np.sqrt(squared.sum(axis=1)) * _inflation(nu), np.full(len(arms), np.inf)
+        squared = (moderated * _inflation(nu)).reshape(n.shape) / n
+        se, df = np.sqrt(squared.sum(axis=1)), np.full(len(arms), np.inf)
         borrowed = constant.any(axis=1)
     else:
         own = ((n - 1) * var).sum(axis=1) / (n - 1).sum(axis=1)
         moderated, nu = moderate_variances(own, n.sum(axis=1) - 2)
-        se = np.sqrt(moderated * (1 / n).sum(axis=1)) * _inflation(nu)
+        se = np.sqrt(moderated * _inflation(nu) * (1 / n).sum(axis=1))
         df, borrowed = np.full(len(arms), np.inf), constant.all(axis=1)
     return pd.DataFrame({"se": se, "df": df, "variance_borrowed": borrowed}, index=arms.index)
 
 
 def _inflation(nu: np.ndarray) -> np.ndarray:
+    """Variance of Student's t with `nu` degrees of freedom, nu / (nu - 2)."""
     # With two degrees of freedom or fewer a t distribution has no variance; 2.5 caps the factor.
-    nu = np.maximum(nu, 2.5)
-    return np.sqrt(1 / (1 - 2 / nu))
+    return 1 / (1 - 2 / np.maximum(nu, 2.5))
 
 
 def moderate_variances(var: np.ndarray, df: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -97,6 +96,7 @@ def moderate_variances(var: np.ndarray, df: np.ndarray) -> tuple[np.ndarray, np.
     moderated, nu : ndarray
         (d0 s0² + df var) / (d0 + df), and d0 + df (infinite where all variances agree).
     """
+    var, df = np.asarray(var, dtype=float), np.asarray(df, dtype=float)
     positive = var > 0
     half = df[positive] / 2
     e = np.log(var[positive]) - special.digamma(half) + np.log(half)
@@ -122,9 +122,10 @@ def cluster_standard_errors(clusters: pd.DataFrame, *, pooled: bool = False) -> 
         within the cluster; missing for a cluster of one).
     pooled : bool
         False: each creator's own clusters, var(mean) = G / (G - 1) Σ (n_c / n)² (y_c - y)²
-        for each arm (Cameron & Miller 2015). True: a variance between clusters and one within,
-        each pooled over all creators (analysis of variance within creator and arm), so that an
-        arm of one cluster has a standard error too.
+        for each arm (Cameron & Miller 2015); an arm whose clusters do not differ at all takes
+        the pooled variance. True: a variance between clusters and one within, each pooled over
+        all creators (analysis of variance within creator and arm), so that an arm of one
+        cluster has a standard error too.
 
     Returns
     -------
@@ -134,38 +135,49 @@ def cluster_standard_errors(clusters: pd.DataFrame, *, pooled: bool = False) -> 
     Raises
     ------
     ValueError
-        If an arm has a single cluster (own variance), or no arm has two (pooled).
+        If an arm has a single cluster (own variance), no arm has two (pooled), or no arm's
+        clusters differ.
     """
     arm = ["creator_id", "group"]
-    n_arm = clusters.groupby(arm, observed=True)["n"].transform("sum")
-    cells = clusters.assign(share=clusters["n"] / n_arm)
-    by = cells.groupby(arm, observed=True)
-    size = by["n"].transform("size")
-    if not pooled and (size < 2).any():
-        single = cells.loc[size < 2, "creator_id"].unique()
-        raise ValueError(
-            f"{len(single)} creators have an arm of a single cluster, first: "
-            f"{', '.join(map(repr, single[:5]))}; cluster-robust standard errors need two an arm"
-        )
-    center = (
-        (cells["share"] * cells["mean"])
-        .groupby([cells["creator_id"], cells["group"]], observed=True)
-        .transform("sum")
+    by = clusters.groupby(arm, observed=True)
+    cells = clusters.assign(
+        share=clusters["n"] / by["n"].transform("sum"), size=by["n"].transform("size")
     )
-    between_squared = np.square(cells["mean"] - center)
-    if pooled:
-        df_between = len(cells) - by.ngroups
-        df_within = (cells["n"] - 1).sum()
-        if not df_between or not df_within:
-            raise ValueError("a pooled variance between clusters needs an arm of two clusters")
-        within = ((cells["n"] - 1) * cells["var"].fillna(0)).sum() / df_within
-        between = (cells["n"] * between_squared).sum() / df_between
-        n0 = (cells["n"].sum() - (cells["n"] * cells["share"]).sum()) / df_between
-        component = max(0.0, (between - within) / n0)
-        squared = np.square(cells["share"]) * (component + within / cells["n"])
-        df = pd.Series(float(df_between), index=cells["creator_id"].unique())
-    else:
-        squared = np.square(cells["share"]) * between_squared * size / (size - 1)
-        df = cells.groupby("creator_id", observed=True).size() - 2.0
-    se = np.sqrt(squared.groupby(cells["creator_id"], observed=True).sum())
-    return pd.DataFrame({"se": se, "df": df.reindex(se.index), "variance_borrowed": pooled})
+    single = cells["size"] < 2
+    if not pooled and single.any():
+        few = cells.loc[single, "creator_id"].unique()
+        raise ValueError(
+            f"{len(few)} creators have an arm of a single cluster, first: "
+            f"{', '.join(map(repr, few[:5]))}; cluster-robust standard errors need two an arm"
+        )
+    cells["center"] = cells["share"] * cells["mean"]
+    cells["center"] = cells.groupby(arm, observed=True)["center"].transform("sum")
+    cells["squared"] = np.square(cells["mean"] - cells["center"])
+    largest = cells.groupby(arm, observed=True)["squared"].transform("max")
+    borrowed = pooled | (largest <= _ROUNDING * np.square(cells["center"]))
+    own = np.square(cells["share"]) * cells["squared"] * cells["size"] / (cells["size"] - 1)
+    parts = own.mask(borrowed, _pooled_cluster_variances(cells)) if borrowed.any() else own
+    by_creator = cells.assign(part=parts, borrowed=borrowed).groupby("creator_id", observed=True)
+    df = float(len(cells) - by.ngroups) if pooled else by_creator.size() - 2.0
+    return pd.DataFrame(
+        {
+            "se": np.sqrt(by_creator["part"].sum()),
+            "df": df,
+            "variance_borrowed": by_creator["borrowed"].any(),
+        }
+    )
+
+
+def _pooled_cluster_variances(cells: pd.DataFrame) -> pd.Series:
+    """Each cluster's part of its arm's variance, from components pooled over all arms."""
+    df_between = len(cells) - cells.groupby(["creator_id", "group"], observed=True).ngroups
+    if not df_between:
+        raise ValueError("a pooled variance between clusters needs an arm of two clusters")
+    df_within = (cells["n"] - 1).sum()
+    within = ((cells["n"] - 1) * cells["var"].fillna(0)).sum() / max(df_within, 1)
+    between = (cells["n"] * cells["squared"]).sum() / df_between
+    n0 = (cells["n"].sum() - (cells["n"] * cells["share"]).sum()) / df_between
+    component = max(0.0, (between - within) / n0)
+    if not component + within > 0:
+        raise ValueError("revenue does not vary between clusters: no standard error can be had")
+    return np.square(cells["share"]) * (component + within / cells["n"])
