@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 from scipy.special import ndtr
 
 from hbm.baselines import complete_pooling_estimates, no_pooling_estimates
@@ -48,7 +47,7 @@ SIZE_BINS = {
 #: Bins of creators by |tau - mu_genre| / sigma_creator: name and range [low, high).
 DISTANCE_BINS = {"< 1 sd": (0, 1), "1 to 2 sd": (1, 2), "≥ 2 sd": (2, np.inf)}
 
-_ESTIMATE_COLUMNS = ("creator_id", "effect_hat", "ci_lower", "ci_upper", "n_total")
+_SCORED = ("effect_hat", "ci_lower", "ci_upper", "n_total")
 
 
 def _arrays(**named) -> list[np.ndarray]:
@@ -228,7 +227,7 @@ def coverage_by_distance(
     everything = _joined(estimates, truth)
     for distance_bin, (near, far) in DISTANCE_BINS.items():
         for name, joined in everything.items():
-            gap = (joined["effect_true"] - joined["genre_mean_true"]).abs()
+            gap = np.abs(joined["effect_true"] - joined["genre_mean_true"])
             distance = gap / truth["sigma_creator"]
             for size_bin, chosen in _by_size(joined[(distance >= near) & (distance < far)]):
                 keys = {"distance_bin": distance_bin, "estimator": name, "size_bin": size_bin}
@@ -236,39 +235,42 @@ def coverage_by_distance(
     return pd.DataFrame(rows).drop(columns=["mse", "mse_se", "bias", "width"])
 
 
-def _joined(estimates: Mapping[str, pd.DataFrame], truth) -> dict[str, pd.DataFrame]:
+def _joined(estimates: Mapping[str, pd.DataFrame], truth) -> dict[str, np.ndarray]:
+    """Return what is scored as a structured array for each estimator."""
     if not estimates:
         raise ValueError("there is no estimator to compare")
+    columns = [*_SCORED, "effect_true", "genre_mean_true"]
     joined = {}
     for name, frame in estimates.items():
-        require_columns(frame, _ESTIMATE_COLUMNS, f"estimates of {name!r}")
+        require_columns(frame, _SCORED, f"estimates of {name!r}")
         _arrays(n_total=frame["n_total"])
-        joined[name] = join_truth(frame, truth)
+        joined[name] = join_truth(frame, truth)[columns].to_records(index=False)
     return joined
 
 
-def _by_size(joined: pd.DataFrame):
+def _by_size(joined: np.ndarray):
     for size_bin, (low, high) in SIZE_BINS.items():
         yield size_bin, joined[(joined["n_total"] >= low) & (joined["n_total"] < high)]
 
 
-def _scores(joined: pd.DataFrame) -> dict[str, float]:
+def _scores(joined: np.ndarray) -> dict[str, float]:
     n = len(joined)
     if not n:
         names = ("mse", "mse_se", "bias", "coverage", "coverage_se", "width")
         return {"n_creators": 0} | dict.fromkeys(names, np.nan)
     error = joined["effect_hat"] - joined["effect_true"]
-    coverage = compute_coverage(joined["ci_lower"], joined["ci_upper"], joined["effect_true"])
-    # Jeffreys' Beta(k + 1/2, n - k + 1/2): not 0 where all or none are covered.
-    jeffreys = stats.beta(n * coverage + 0.5, n * (1 - coverage) + 0.5)
+    bounds = joined["ci_lower"], joined["ci_upper"]
+    coverage = compute_coverage(*bounds, joined["effect_true"])
+    # Jeffreys' Beta(hits + 1/2, misses + 1/2): its sd is not 0 where all or none are covered.
+    hits, misses = n * coverage + 0.5, n * (1 - coverage) + 0.5
     return {
         "n_creators": n,
         "mse": compute_mse(joined["effect_hat"], joined["effect_true"]),
-        "mse_se": float(np.square(error).std() / np.sqrt(n)),
+        "mse_se": float(np.std(error**2, ddof=1) / np.sqrt(n)) if n > 1 else np.nan,
         "bias": float(error.mean()),
         "coverage": coverage,
-        "coverage_se": float(jeffreys.std()),
-        "width": compute_avg_interval_width(joined["ci_lower"], joined["ci_upper"]),
+        "coverage_se": float(np.sqrt(hits * misses / (n + 2)) / (n + 1)),
+        "width": compute_avg_interval_width(*bounds),
     }
 
 
