@@ -1,0 +1,127 @@
+"""No pooling is Welch's test, complete pooling the inverse-variance mean of a genre."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from hbm.baselines import complete_pooling_estimates, no_pooling_estimates
+from hbm.data import DataError, summarize_creators
+from hbm.intervals import LEVEL, normal_factor, tail_probabilities
+
+BASELINES = (no_pooling_estimates, complete_pooling_estimates)
+COLUMNS = ["creator_id", "genre", "effect_hat", "se", "ci_lower", "ci_upper", "n_total", "p_value"]
+
+
+def test_the_level_is_one_constant():
+    assert LEVEL == 0.95
+    assert tail_probabilities() == (pytest.approx(0.025), pytest.approx(0.975))
+    assert normal_factor() == pytest.approx(1.959963984540054, rel=1e-12)
+    assert normal_factor(0.5) == pytest.approx(stats.norm.ppf(0.75))
+    for level in (0, 1, -0.1, 95):
+        with pytest.raises(ValueError, match="level must lie between 0 and 1"):
+            tail_probabilities(level)
+
+
+@pytest.mark.parametrize("estimate", BASELINES)
+def test_both_return_the_same_columns_from_users_and_from_summaries(users, estimate):
+    from_users, summaries = estimate(users), summarize_creators(users)
+    assert list(from_users.columns) == COLUMNS
+    pd.testing.assert_frame_equal(from_users, estimate(summaries))
+    assert from_users["creator_id"].tolist() == summaries["creator_id"].tolist()
+    assert from_users["genre"].tolist() == summaries["genre"].tolist()
+    assert from_users["n_total"].tolist() == summaries["n_total"].tolist()
+    half = 1.959963984540054 * from_users["se"]
+    np.testing.assert_allclose(from_users["ci_lower"], from_users["effect_hat"] - half)
+    np.testing.assert_allclose(from_users["ci_upper"], from_users["effect_hat"] + half)
+
+
+def test_no_pooling_is_welchs_test(users):
+    estimates = no_pooling_estimates(users).set_index("creator_id")
+    for creator, own in users.groupby("creator_id"):
+        treated, control = (own.loc[own["group"] == g, "revenue"] for g in ("treatment", "control"))
+        row = estimates.loc[creator]
+        welch = stats.ttest_ind(treated, control, equal_var=False)
+        assert row["p_value"] == pytest.approx(welch.pvalue, rel=1e-10)
+        assert row["effect_hat"] == pytest.approx(treated.mean() - control.mean(), rel=1e-12)
+        error = np.sqrt(treated.var() / len(treated) + control.var() / len(control))
+        assert row["se"] == pytest.approx(error, rel=1e-12)
+
+
+def test_without_degrees_of_freedom_the_p_value_is_a_normals():
+    summaries = pd.DataFrame(
+        {"creator_id": [1, 2, 3], "genre_idx": 0, "effect_hat": [1.0, -60, 0], "se": [0.5, 2, 1]}
+    )
+    estimates = no_pooling_estimates(summaries)
+    np.testing.assert_allclose(
+        estimates["p_value"], 2 * stats.norm.sf([2, 30, 0]), rtol=1e-10, atol=0
+    )
+    assert estimates["n_total"].isna().all()
+    assert estimates["genre"].tolist() == ["0", "0", "0"]
+
+
+def test_complete_pooling_by_hand():
+    summaries = pd.DataFrame(
+        {
+            "creator_id": ["a", "b", "c", "d"],
+            "genre_idx": [1, 0, 1, 1],
+            "genre": ["music", "comedy", "music", "music"],
+            "effect_hat": [1.0, 5.0, 4.0, 10.0],
+            "se": [1.0, 3.0, 2.0, 0.5],
+        }
+    )
+    pooled = complete_pooling_estimates(summaries)
+    mean = (1 * 1 + 4 / 4 + 10 * 4) / (1 + 1 / 4 + 4)
+    se = (1 + 1 / 4 + 4) ** -0.5
+    np.testing.assert_allclose(pooled["effect_hat"], [mean, 5, mean, mean], rtol=1e-14)
+    np.testing.assert_allclose(pooled["se"], [se, 3, se, se], rtol=1e-14)
+    np.testing.assert_allclose(
+        pooled["p_value"],
+        2 * stats.norm.sf(np.array([mean / se, 5 / 3, mean / se, mean / se])),
+        rtol=1e-9,
+    )
+
+
+def test_complete_pooling_compares_each_creator_with_itself():
+    """Pooling the users of a genre would mistake a rich creator's many treated users for gain."""
+    rows = []
+    for creator, level, treated, control in (("rich", 100.0, 9, 3), ("poor", 1.0, 3, 9)):
+        for group, n in (("treatment", treated), ("control", control)):
+            rows += [(creator, "g", group, level + 0.01 * (k % 3)) for k in range(n)]
+    users = pd.DataFrame(rows, columns=["creator_id", "genre", "group", "revenue"])
+    assert complete_pooling_estimates(users)["effect_hat"].abs().max() < 0.01
+
+
+def test_a_large_offset_costs_complete_pooling_no_digits(rng):
+    effects, errors = rng.normal(0, 1, 50), rng.uniform(0.1, 3, 50)
+    summaries = pd.DataFrame(
+        {"creator_id": range(50), "genre_idx": np.arange(50) % 3, "se": errors}
+    )
+    near, far = (
+        complete_pooling_estimates(summaries.assign(effect_hat=effects + offset))["effect_hat"]
+        for offset in (0.0, 1e8)
+    )
+    np.testing.assert_allclose(far - 1e8, near, rtol=0, atol=4 * np.spacing(1e8))
+
+
+@pytest.mark.parametrize("estimate", BASELINES)
+def test_order_and_unit_do_not_matter(users, rng, estimate):
+    summaries = summarize_creators(users)
+    expected = estimate(summaries)
+    order = rng.permutation(len(summaries))
+    shuffled = estimate(summaries.iloc[order])
+    pd.testing.assert_frame_equal(
+        shuffled.reset_index(drop=True), expected.iloc[order].reset_index(drop=True)
+    )
+    cents = estimate(users.assign(revenue=100 * users["revenue"]))
+    for column in ("effect_hat", "se", "ci_lower", "ci_upper"):
+        np.testing.assert_allclose(cents[column], 100 * expected[column], rtol=1e-10)
+    np.testing.assert_allclose(cents["p_value"], expected["p_value"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("estimate", BASELINES)
+def test_bad_tables_are_refused(users, estimate):
+    with pytest.raises(DataError, match="missing column group"):
+        estimate(users.drop(columns="group"))
+    with pytest.raises(DataError, match="'se' must be greater than 0"):
+        estimate(summarize_creators(users).assign(se=0.0))
