@@ -13,13 +13,16 @@ _PUBLIC = {
     ),
     "baselines": "complete_pooling_estimates no_pooling_estimates",
     "priors": "Fixed HalfCauchy HalfNormal Normal Priors",
-    "model": "extract_hbm_estimates fit_hierarchical_model",
+    "model": "extract_genre_estimates extract_hbm_estimates fit_hierarchical_model",
     "diagnostics": "DiagnosticsError check_diagnostics",
     "validation": (
-        "compare_estimators comparison_table compute_avg_interval_width compute_coverage compute_mse "
-        "coverage_by_distance join_truth leave_one_out loo_pit oracle_estimates platform_study "
-        "posterior_predictive predictive_pvalues prior_predictive simulate_summaries split_half "
-        "split_half_summary summarize_study"
+        "compare_estimators comparison_table compute_avg_interval_width compute_coverage "
+        "compute_mse coverage_by_distance join_truth oracle_estimates platform_study "
+        "simulate_summaries summarize_study"
+    ),
+    "predictive": (
+        "leave_one_out loo_pit posterior_predictive predictive_pvalues prior_predictive "
+        "split_half split_half_summary"
     ),
     "readout": "creator_readouts readout_report sample_ratio_mismatch",
     "store": "kept",

@@ -20,6 +20,7 @@ from hbm.data import (
     validate_users,
 )
 from hbm.diagnostics import HYPERPARAMETERS
+from hbm.exact import MAX_VALUES, draw_effects
 from hbm.intervals import LEVEL, normal_factor, tail_probabilities
 from hbm.model import extract_hbm_estimates, fit_hierarchical_model
 from hbm.priors import Fixed, Priors
@@ -32,6 +33,9 @@ STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "skew": lambda effects: stats.skew(effects, axis=-1),
     "share negative": lambda effects: (effects < 0).mean(axis=-1),
 }
+
+#: An exact fit without draws is asked for this many, if their taus fit into `MAX_VALUES`.
+MAX_DRAWS = 4000
 
 #: What the estimators of `split_half` are called: column of the prediction, and name.
 _PREDICTIONS = {
@@ -148,14 +152,15 @@ def posterior_predictive(
 
 
 def _draws_of(idata):
-    """Return the posterior dataset; an exact posterior can be asked for none."""
+    """Return the posterior dataset; an exact fit without draws is asked for some."""
     posterior = idata["posterior"].dataset
-    missing = [name for name in ("mu_genre", "sigma_creator", "tau") if name not in posterior]
-    if missing or not posterior.sizes.get("draw"):
-        raise ValueError(
-            "the posterior holds no draws of the effects; fit it with draws greater than 0"
-        )
-    return posterior
+    if posterior.sizes.get("draw"):
+        return posterior
+    size = max(posterior.sizes["creator"], posterior.sizes["genre"])
+    draws = min(MAX_DRAWS, MAX_VALUES // size)
+    if not draws:
+        raise ValueError(f"{size:,} creators are too many to draw their effects")
+    return draw_effects(idata, draws=draws, chains=1, random_seed=idata.attrs["random_seed"])
 
 
 def _with_group(idata, name: str, dataset):

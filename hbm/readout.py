@@ -18,7 +18,12 @@ from hbm.data import (
 )
 from hbm.diagnostics import Diagnostics, check_diagnostics
 from hbm.intervals import LEVEL, tail_probabilities
-from hbm.model import extract_genre_estimates, extract_hbm_estimates, fit_hierarchical_model
+from hbm.model import (
+    extract_genre_estimates,
+    extract_hbm_estimates,
+    fit_hierarchical_model,
+    mixture,
+)
 from hbm.priors import Fixed, Priors
 
 #: A verdict is given if the probability of the other sign is at most this.
@@ -45,7 +50,9 @@ class ReadoutReport:
     readouts : DataFrame
         One row a creator; see `creator_readouts`.
     genres : DataFrame
-        One row a genre: ``genre, n_creators, mean, lower, upper, p_positive``.
+        One row a genre; see `hbm.extract_genre_estimates`.
+    sigma_creator : float
+        Posterior mean of the standard deviation of the effects within a genre.
     findings : DataFrame
         One row a check of the data: ``check, status`` (``ok`` or ``look``), ``n_creators``
         concerned, ``detail``.
@@ -61,6 +68,7 @@ class ReadoutReport:
 
     readouts: pd.DataFrame
     genres: pd.DataFrame
+    sigma_creator: float
     findings: pd.DataFrame
     summaries: pd.DataFrame
     idata: Any
@@ -165,19 +173,26 @@ def readout_report(
     if summaries["genre_idx"].nunique() == 1:
         # One genre says nothing about how genres differ: its mean is the platform's.
         priors = Priors(priors.mu_global, Fixed(0), priors.sigma_creator)
+    # Readouts of the exact engine need no draws; NUTS makes them anyway.
+    draws = {"draws": 0} if engine == "exact" else {}
     idata = fit_hierarchical_model(
-        summaries, engine=engine, priors=priors, random_seed=random_seed
+        summaries, engine=engine, priors=priors, random_seed=random_seed, **draws
     )
     diagnostics = check_diagnostics(idata)
     diagnostics.raise_if_failed()
     pooled = extract_hbm_estimates(idata, summaries, check=False)
-    genres = extract_genre_estimates(idata, summaries)
+    _, sigma_creator, weights = mixture(idata)
+    sigma_creator = float(np.average(sigma_creator, weights=weights))
+    genres = extract_genre_estimates(idata)
     readouts = _readouts(summaries, pooled, excluded)
     declared = readouts["verdict"].isin(["up", "down"])
     return ReadoutReport(
         readouts=readouts,
         genres=genres,
-        findings=_findings(arms, summaries, excluded, idata, expected_share),
+        sigma_creator=sigma_creator,
+        findings=_findings(
+            arms, summaries, excluded, _outliers(summaries, genres, sigma_creator), expected_share
+        ),
         summaries=summaries,
         idata=idata,
         diagnostics=diagnostics,
@@ -225,7 +240,7 @@ def _four(prefix: str, estimates: pd.DataFrame) -> dict[str, pd.Series]:
     return {prefix + suffix: estimates[column] for suffix, column in names.items()}
 
 
-def _findings(arms, summaries, excluded, idata, expected_share) -> pd.DataFrame:
+def _findings(arms, summaries, excluded, outliers, expected_share) -> pd.DataFrame:
     """Check the data; every check appears, also those that found nothing."""
     rows = [
         _finding(
@@ -262,7 +277,7 @@ def _findings(arms, summaries, excluded, idata, expected_share) -> pd.DataFrame:
     rows.append(
         _finding(
             f"plain estimate more than {OUTLIER_SD:g} predictive sd from its genre",
-            summaries.loc[_outliers(summaries, idata), "creator_id"],
+            summaries.loc[outliers, "creator_id"],
             "kept; normal effects may be the wrong assumption",
         )
     )
@@ -289,10 +304,9 @@ def _finding(check: str, creators: pd.Series, detail: str) -> dict[str, Any]:
     }
 
 
-def _outliers(summaries: pd.DataFrame, idata) -> np.ndarray:
+def _outliers(summaries: pd.DataFrame, genres: pd.DataFrame, sigma_creator: float) -> np.ndarray:
     """Mark creators far outside what the fitted hierarchy expects of a creator of the genre."""
-    genres = extract_genre_estimates(idata, summaries)
-    spread = np.hypot(summaries["se"], idata.attrs["sigma_creator_mean"])
+    spread = np.hypot(summaries["se"], sigma_creator)
     mean = genres["mean"].to_numpy()[summaries["genre_idx"].to_numpy(int)]
     return (np.abs(summaries["effect_hat"] - mean) > OUTLIER_SD * spread).to_numpy()
 
