@@ -230,7 +230,7 @@ def mixture_quantile(
         high, low = np.where(error > 0, x, high), np.where(error > 0, low, x)
         slope = np.average(np.exp(-0.5 * z * z) / sd, axis=0, weights=weights)
         step = x - error * np.sqrt(2 * np.pi) / np.maximum(slope, np.finfo(float).tiny)
-        step = np.where((step > low) & (step < high), step, 0.5 * (low + high))
+        step = np.where((step >= low) & (step <= high), step, 0.5 * (low + high))
         if np.all(np.abs(step - x) <= 1e-10 * scale):
             return step
         x = step
