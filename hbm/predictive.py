@@ -157,10 +157,12 @@ def _draws_of(idata):
     if posterior.sizes.get("draw"):
         return posterior
     size = max(posterior.sizes["creator"], posterior.sizes["genre"])
-    draws = min(MAX_DRAWS, MAX_VALUES // size)
+    chains = 4
+    draws = min(MAX_DRAWS, MAX_VALUES // size) // chains
     if not draws:
         raise ValueError(f"{size:,} creators are too many to draw their effects")
-    return draw_effects(idata, draws=draws, chains=1, random_seed=idata.attrs["random_seed"])
+    seed = idata.attrs["random_seed"]
+    return draw_effects(idata, draws=draws, chains=chains, random_seed=seed)
 
 
 def _with_group(idata, name: str, dataset):
@@ -242,7 +244,8 @@ def with_log_likelihood(idata, *, conditional: bool = False):
     density = -0.5 * np.square((observed - mean) / sd) - np.log(sd * np.sqrt(2 * np.pi))
     dims = ("chain", "draw", "creator")
     group = density.transpose(*dims).to_dataset(name="effect_hat")
-    return _with_group(idata, "log_likelihood", group.drop_vars("genre", errors="ignore"))
+    tree = _with_group(idata, "posterior", _draws_of(idata))
+    return _with_group(tree, "log_likelihood", group.drop_vars("genre", errors="ignore"))
 
 
 def _predictive(idata, conditional: bool):
