@@ -28,7 +28,7 @@ from hbm.validation import (
 K = 4
 #: What "about 95 %" means in the plan's table of expectations, beside Monte Carlo error.
 ABOUT = 0.01
-N_PLATFORMS = 40
+N_PLATFORMS = 25
 N_REPEATED = 240
 
 ALL, SMALL, MEDIUM, LARGE = SIZE_BINS
