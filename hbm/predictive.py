@@ -39,9 +39,9 @@ MAX_DRAWS = 4000
 
 #: What the estimators of `split_half` are called: column of the prediction, and name.
 _PREDICTIONS = {
-    "predicted": "HBM",
-    "predicted_plain": "no pooling",
-    "predicted_genre": "complete pooling",
+    "predicted": "Partial pooling",
+    "predicted_plain": "No pooling",
+    "predicted_genre": "Complete pooling",
 }
 
 
@@ -445,9 +445,9 @@ def _random_halves(users: pd.DataFrame, cluster, rng: np.random.Generator) -> np
 def _set_aside(users, half, cluster, min_clusters: int) -> pd.Series:
     """Return why each creator cannot be split, or an empty text, by creator."""
     cells = users.assign(half=half).groupby(["creator_id", "half", "group"], observed=True)
-    counts = {"users": (cells.size(), 2)}
-    if cluster is not None:
-        counts["clusters"] = (cells[cluster].nunique(), min_clusters)
+    # Clusters first: where they are too few, a half has no users either.
+    counts = {} if cluster is None else {"clusters": (cells[cluster].nunique(), min_clusters)}
+    counts["users"] = (cells.size(), 2)
     arms = pd.MultiIndex.from_product([(0, 1), GROUPS])
     ids = cells.size().index.unique("creator_id")
     reasons = pd.Series("", index=pd.Index(ids.to_numpy())).sort_index()
@@ -464,7 +464,7 @@ def split_half_summary(table: pd.DataFrame) -> pd.DataFrame:
 
     The squared error of a prediction holds the noise of the held-out estimate; its variance,
     held_out_se², is subtracted, so that what is left estimates the error against the true
-    effect. The splits of a creator are averaged first; standard errors are over creators.
+    effect (without bias, and so below 0 at times). The splits of a creator are averaged first; standard errors are over creators.
 
     Parameters
     ----------
@@ -495,7 +495,7 @@ def split_half_summary(table: pd.DataFrame) -> pd.DataFrame:
     for name in errors:
         measures = {
             "mse": errors[name],
-            "versus_plain": errors[name] - errors["no pooling"],
+            "versus_plain": errors[name] - errors["No pooling"],
             "coverage": covered[name],
         }
         row = {"estimator": name, "n_creators": n_creators}

@@ -14,12 +14,16 @@ _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|$~^@&!\"'])")
 
 def escape(text: object) -> str:
     """Return text that shows as it is: ids and genres come from data and may be anything."""
-    return _MARKUP.sub(r"\\\1", re.sub(r"\s+", " ", str(text)))
+    return _MARKUP.sub(r"\\\1", re.sub(r"[^\S\N{NO-BREAK SPACE}]+", " ", str(text)))
 
 
 def interval_text(estimate: float, lower: float, upper: float, digits: int = 2) -> str:
-    """Return ``estimate [lower, upper]``, the one way the book writes an interval."""
-    return f"{estimate:.{digits}f} [{lower:.{digits}f}, {upper:.{digits}f}]"
+    """Return ``estimate [lower, upper]``, the one way the book writes an interval.
+
+    The spaces do not break, so that an interval stays on one line of a narrow column.
+    """
+    text = f"{estimate:.{digits}f} [{lower:.{digits}f}, {upper:.{digits}f}]"
+    return text.replace("-", "−").replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def markdown_table(

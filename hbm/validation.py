@@ -374,11 +374,11 @@ def _hbm(summaries: pd.DataFrame, priors: Priors) -> pd.DataFrame:
 
 #: The estimators of a study: name and function of summaries and truth that returns estimates.
 ESTIMATORS: dict[str, Callable[[pd.DataFrame, dict[str, Any]], pd.DataFrame]] = {
-    "no pooling": lambda summaries, truth: no_pooling_estimates(summaries),
-    "complete pooling": lambda summaries, truth: complete_pooling_estimates(summaries),
-    "HBM, no genres": lambda summaries, truth: _hbm(summaries, Priors(sigma_genre=Fixed(0))),
-    "HBM": lambda summaries, truth: _hbm(summaries, Priors()),
-    "oracle": oracle_estimates,
+    "No pooling": lambda summaries, truth: no_pooling_estimates(summaries),
+    "Complete pooling": lambda summaries, truth: complete_pooling_estimates(summaries),
+    "Partial pooling, no genres": lambda summaries, truth: _hbm(summaries, Priors(sigma_genre=Fixed(0))),
+    "Partial pooling": lambda summaries, truth: _hbm(summaries, Priors()),
+    "Oracle": oracle_estimates,
 }
 
 

@@ -38,7 +38,8 @@ def picture_and_table():
     }
     genre_means = idata["posterior"]["mu_genre"].mean(("chain", "draw")).to_series()
     figure = plots.plot_shrinkage(plain, pooled, genre_means)
-    return figure, markdown_table(comparison_table(compare_estimators(estimates, truth)))
+    comparison = comparison_table(compare_estimators(estimates, truth)).reset_index()
+    return figure, markdown_table(comparison, rename={"measure": ""})
 
 
 def save(figure, path: Path) -> None:

@@ -243,18 +243,18 @@ def test_pooled_predicts_held_out_users_better_than_plain(users):
     table = split_half(users, n_splits=2)
     assert table["split"].nunique() == 2
     summary = split_half_summary(table).set_index("estimator")
-    assert summary.index.tolist() == ["HBM", "no pooling", "complete pooling"]
+    assert summary.index.tolist() == ["Partial pooling", "No pooling", "Complete pooling"]
     assert (summary["n_creators"] == 300).all()
-    gain = summary.loc["HBM"]
+    gain = summary.loc["Partial pooling"]
     assert gain["versus_plain"] < -K * gain["versus_plain_se"]
     assert abs(gain["coverage"] - 0.95) < K * gain["coverage_se"] + 0.01
-    assert summary.loc["no pooling", "versus_plain"] == 0
+    assert summary.loc["No pooling", "versus_plain"] == 0
 
 
 def test_split_error_estimates_the_error_against_the_truth(users):
     """Subtracting held_out_se² leaves the squared error of the first half's estimates."""
     table = split_half(users, fit=plug_in)
-    plain = split_half_summary(table).set_index("estimator").loc["no pooling"]
+    plain = split_half_summary(table).set_index("estimator").loc["No pooling"]
     expected = np.square(table["predicted_plain_se"]).mean()
     assert abs(plain["mse"] - expected) < K * plain["mse_se"]
 
@@ -338,7 +338,7 @@ def test_small_creators_are_set_aside_counted_and_named(users):
 
 def test_creators_with_few_clusters_are_set_aside_unless_the_variance_is_pooled():
     users = clustered_users(n_clusters=3)
-    with pytest.raises(DataError, match="too few clusters in a half"):
+    with pytest.raises(DataError, match="split in halves; too few clusters in a half"):
         split_half(users, cluster="class", fit=plug_in)
     table = split_half(users, cluster="class", fit=plug_in, cluster_variance="pooled")
     assert (table["set_aside"] == "").all()

@@ -45,7 +45,9 @@ def test_digits_and_headings_by_column():
 
 
 def test_interval_text():
-    assert interval_text(0.5, 0.25, 0.75) == "0.50 [0.25, 0.75]"
+    text = interval_text(0.5, -0.25, 0.75)
+    assert text == "0.50\N{NO-BREAK SPACE}[−0.25,\N{NO-BREAK SPACE}0.75]"
+    assert escape(text) == text.replace("[", r"\[").replace("]", r"\]")
 
 
 def test_escape_keeps_one_line():

@@ -340,7 +340,7 @@ def cheap_platforms():
         summaries, truth = simulate_summaries(
             [seed, 9], genres=("a", "b"), n_creators_per_genre=50, size_mixture=((1.0, 20, 60),)
         )
-        table = compare_estimators({"no pooling": no_pooling_estimates(summaries)}, truth)
+        table = compare_estimators({"No pooling": no_pooling_estimates(summaries)}, truth)
         rows.append(table.iloc[[0]].assign(platform=seed))
     return pd.concat(rows, ignore_index=True)
 
@@ -368,13 +368,13 @@ def test_errors_by_platform_agree_with_repetition(cheap_platforms):
 
 
 def test_a_summary_needs_two_platforms():
-    study = platform_study(1, estimators={"no pooling": ESTIMATORS["no pooling"]})
+    study = platform_study(1, estimators={"No pooling": ESTIMATORS["No pooling"]})
     with pytest.raises(ValueError, match="at least two platforms"):
         summarize_study(study)
 
 
 def test_a_platform_does_not_depend_on_how_many_follow():
-    settings = {"estimators": {"no pooling": ESTIMATORS["no pooling"]}, "n_creators_per_genre": 9}
+    settings = {"estimators": {"No pooling": ESTIMATORS["No pooling"]}, "n_creators_per_genre": 9}
     few, more = (platform_study(n, seed=1, **settings) for n in (2, 3))
     pd.testing.assert_frame_equal(few, more[more["platform"] < 2])
     assert not few.equals(platform_study(2, seed=2, **settings))
@@ -400,8 +400,8 @@ def wrong_genres(summaries):
 def scores_with(bug):
     """Overall scores of no and complete pooling over 20 platforms, with a bug put in."""
     estimators = {
-        "no pooling": lambda summaries, truth: no_pooling_estimates(bug(summaries)),
-        "complete pooling": lambda summaries, truth: complete_pooling_estimates(bug(summaries)),
+        "No pooling": lambda summaries, truth: no_pooling_estimates(bug(summaries)),
+        "Complete pooling": lambda summaries, truth: complete_pooling_estimates(bug(summaries)),
     }
     study = platform_study(20, estimators=estimators, seed=11)
     return study[study["size_bin"] == ALL].set_index(["estimator", "platform"])
@@ -413,14 +413,14 @@ def sound():
 
 
 def test_swapped_arms_show_as_bias(sound):
-    bias, swapped = (s.loc["no pooling", "bias"] for s in (sound, scores_with(swap_arms)))
+    bias, swapped = (s.loc["No pooling", "bias"] for s in (sound, scores_with(swap_arms)))
     assert abs(bias.mean()) < K * bias.sem()
     assert abs(swapped.mean()) > K * swapped.sem()
 
 
 def test_a_variance_for_a_standard_deviation_shows_as_coverage(sound):
     coverage, wrong = (
-        s.loc["no pooling", "coverage"] for s in (sound, scores_with(variance_for_sd))
+        s.loc["No pooling", "coverage"] for s in (sound, scores_with(variance_for_sd))
     )
     expected = sum(p * z_coverage(np.arange(low, high)) for p, low, high in SIZE_MIXTURE)
     assert abs(coverage.mean() - expected) < K * coverage.sem()
@@ -428,8 +428,8 @@ def test_a_variance_for_a_standard_deviation_shows_as_coverage(sound):
 
 
 def test_a_wrong_genre_index_shows_as_squared_error(sound):
-    worse = scores_with(wrong_genres).loc["complete pooling", "mse"]
-    difference = worse - sound.loc["complete pooling", "mse"]
+    worse = scores_with(wrong_genres).loc["Complete pooling", "mse"]
+    difference = worse - sound.loc["Complete pooling", "mse"]
     assert difference.mean() > K * difference.sem()
 
 
@@ -448,63 +448,63 @@ def of(study, estimator, measure, size_bin=ALL):
 
 def test_hbm_has_the_lowest_mse_overall_and_for_small_creators(study):
     for size_bin in (ALL, SMALL, MEDIUM):
-        for other in ("no pooling", "complete pooling", "HBM, no genres"):
-            gain = of(study, other, "mse", size_bin) - of(study, "HBM", "mse", size_bin)
+        for other in ("No pooling", "Complete pooling", "Partial pooling, no genres"):
+            gain = of(study, other, "mse", size_bin) - of(study, "Partial pooling", "mse", size_bin)
             assert gain.mean() > K * gain.sem(), (size_bin, other)
 
 
 def test_for_large_creators_hbm_is_about_no_pooling_and_no_worse(study):
-    plain, pooled = (of(study, name, "mse", LARGE) for name in ("no pooling", "HBM"))
+    plain, pooled = (of(study, name, "mse", LARGE) for name in ("No pooling", "Partial pooling"))
     assert (plain - pooled).mean() > K * (plain - pooled).sem()
     assert 0.8 < pooled.mean() / plain.mean() < 1
 
 
 def test_complete_pooling_is_not_medium_but_worse_than_no_pooling(study):
-    excess = of(study, "complete pooling", "mse") - of(study, "no pooling", "mse")
+    excess = of(study, "Complete pooling", "mse") - of(study, "No pooling", "mse")
     assert excess.mean() > K * excess.sem()
-    small = of(study, "complete pooling", "mse", SMALL) - of(study, "no pooling", "mse", SMALL)
+    small = of(study, "Complete pooling", "mse", SMALL) - of(study, "No pooling", "mse", SMALL)
     assert small.mean() < -K * small.sem()  # there, and only there, it is the medium
 
 
 def test_hbm_stands_close_to_the_floor(study):
-    ratio = of(study, "HBM", "mse") / of(study, "oracle", "mse")
+    ratio = of(study, "Partial pooling", "mse") / of(study, "Oracle", "mse")
     assert ratio.mean() > 1
     assert ratio.mean() < 1.03
 
 
 def test_coverage_of_no_pooling_is_a_little_below_nominal(study):
-    coverage = of(study, "no pooling", "coverage", SMALL)  # ± 1.96 where Student's t is due
+    coverage = of(study, "No pooling", "coverage", SMALL)  # ± 1.96 where Student's t is due
     assert abs(coverage.mean() - z_coverage(SMALL_SIZES)) < K * coverage.sem()
     assert 0.95 - ABOUT < z_coverage(SMALL_SIZES) < 0.95
 
 
 def test_coverage_of_complete_pooling_is_far_below_nominal(study):
-    assert of(study, "complete pooling", "coverage").mean() < 0.3
+    assert of(study, "Complete pooling", "coverage").mean() < 0.3
 
 
 def test_coverage_of_hbm_is_nominal(study):
     for size_bin in SIZE_BINS:
-        coverage = of(study, "HBM", "coverage", size_bin)
+        coverage = of(study, "Partial pooling", "coverage", size_bin)
         assert abs(coverage.mean() - 0.95) < K * coverage.sem() + ABOUT, size_bin
 
 
 def test_width_is_very_wide_medium_and_narrow(study):
     plain, pooled, complete = (
-        of(study, name, "width") for name in ("no pooling", "HBM", "complete pooling")
+        of(study, name, "width") for name in ("No pooling", "Partial pooling", "Complete pooling")
     )
     assert (plain > pooled).all()
     assert (pooled > complete).all()
 
 
 def test_95_percent_is_an_average_over_distances():
-    estimators = {"no pooling": ESTIMATORS["no pooling"], "oracle": ESTIMATORS["oracle"]}
+    estimators = {"No pooling": ESTIMATORS["No pooling"], "Oracle": ESTIMATORS["Oracle"]}
     study = platform_study(60, estimators=estimators, compare=coverage_by_distance, seed=8)
     summary = summarize_study(study).set_index(["estimator", "size_bin", "distance_bin"])
     for distance_bin, ends in DISTANCE_BINS.items():
-        oracle = summary.loc[("oracle", SMALL, distance_bin)]
+        oracle = summary.loc[("Oracle", SMALL, distance_bin)]
         expected = oracle_coverage(SMALL_SIZES, *ends)
         assert abs(oracle["coverage"] - expected) < K * oracle["coverage_se"], distance_bin
-        plain = summary.loc[("no pooling", SMALL, distance_bin)]
+        plain = summary.loc[("No pooling", SMALL, distance_bin)]
         assert abs(plain["coverage"] - z_coverage(SMALL_SIZES)) < K * plain["coverage_se"]
     assert oracle_coverage(SMALL_SIZES, 0, np.inf) == pytest.approx(0.95, abs=1e-4)
     assert 0.55 < oracle_coverage(SMALL_SIZES, 2, np.inf) < 0.57
