@@ -1,8 +1,9 @@
 """Results kept on disk by content: computed once, recomputed when anything they hang on changes.
 
 The key of a result is the function, its arguments, the code it runs (the parsed source, without
-docstrings, of its module and of every `hbm` module that one imports) and the versions of the
-libraries that compute. Beside each result lies a small JSON that says what it is.
+docstrings, of its module and of every module of its package and of `hbm` that one imports) and
+the versions of the libraries that compute. Beside each result lies a small JSON that says what
+it is.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
+import inspect
 import json
 import os
-import tempfile
+import sys
 import time
+import uuid
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -24,8 +27,14 @@ from typing import Any
 
 import joblib
 
+from hbm import _MODULE_OF
+
 #: Libraries whose versions can change a result.
 LIBRARIES = ("numpy", "scipy", "pandas", "xarray", "arviz-stats", "pymc", "pytensor", "nutpie")
+
+
+#: Modules edited later than this run here as they were before.
+_STARTED = time.time()
 
 
 class StoreWarning(UserWarning):
@@ -44,10 +53,10 @@ def kept(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     Parameters
     ----------
     function : callable
-        A public function of `hbm` (or of any module with its source at hand) that depends on
-        its arguments alone.
+        A function of a module with its source at hand, that depends on its arguments alone.
     *args, **kwargs
-        Its arguments: frames, arrays, posteriors, plain values, frozen dataclasses.
+        Its arguments: frames, arrays, posteriors, plain values, frozen dataclasses, functions
+        of modules, and lists and dictionaries of them.
 
     Returns
     -------
@@ -55,19 +64,26 @@ def kept(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         The result; with it a JSON beside the kept file: function, settings, seconds, versions,
         and for a posterior its seeds and its convergence figures.
 
+    Raises
+    ------
+    ValueError
+        If a function is a lambda, a method, or defined in another function or in a notebook: a
+        change of its code would go unnoticed.
+
     Warns
     -----
     StoreWarning
-        If a kept file is damaged (it is recomputed), or the store cannot be written to (the
-        result is returned all the same).
+        If a kept file is damaged (it is recomputed), the store cannot be written to, or the
+        code was edited since this process began (the result is returned but not kept).
     """
     name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}"
     key = _key(function, args, kwargs)
     path = store_dir() / f"{name}-{key}.joblib"
-    try:
-        return _read(path)
-    except FileNotFoundError:
-        pass
+    with contextlib.suppress(FileNotFoundError):
+        return _read(path, report=False)
+    if edited := _edited(function):
+        _warn(f"{edited} was edited since this process began: the result is not kept")
+        return function(*args, **kwargs)
     with _locked(path):
         with contextlib.suppress(FileNotFoundError):
             return _read(path)  # another process has computed it meanwhile
@@ -95,15 +111,16 @@ def records() -> list[dict[str, Any]]:
 
 
 def _key(function: Callable[..., Any], args: tuple, kwargs: dict) -> str:
-    arguments = [_content(value) for value in args]
-    arguments += [(name, _content(value)) for name, value in sorted(kwargs.items())]
-    code = {module: _code(module) for module in sorted(_reachable(function.__module__))}
-    named = (function.__module__, function.__qualname__)
-    return joblib.hash((named, arguments, code, _versions()), hash_name="sha1")[:16]
+    identity = (_content(function), _content(args), _content(kwargs), _versions())
+    return joblib.hash(identity, hash_name="sha1")[:16]
 
 
 def _content(value: Any) -> Any:
     """Reduce a value to what identifies its content."""
+    if isinstance(value, list | tuple):
+        return type(value).__name__, [_content(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _content(item) for key, item in value.items()}
     if hasattr(value, "to_dict") and hasattr(value, "subtree"):  # an xarray DataTree
         return [(node.path, _content(node.to_dataset())) for node in value.subtree]
     if hasattr(value, "data_vars"):
@@ -111,32 +128,57 @@ def _content(value: Any) -> Any:
         # Attributes hold times of day; what was computed is in the variables.
         return sorted(variables.items(), key=lambda item: item[0])
     if hasattr(value, "to_numpy") and hasattr(value, "columns"):
-        columns = [(str(name), str(value[name].dtype), value[name].to_numpy()) for name in value]
-        return columns, value.index.to_numpy()
-    if callable(value) and hasattr(value, "__qualname__"):
-        return value.__module__, value.__qualname__
+        return [(name, _column(column)) for name, column in value.items()], value.index.to_numpy()
+    if inspect.isroutine(value) or inspect.isclass(value):
+        module, name = value.__module__, value.__qualname__
+        if module == "__main__" or "<" in name or inspect.ismethod(value):
+            raise ValueError(f"{name} is no function of a module: its code cannot be part of a key")
+        return module, name, {m: _code(m) for m in sorted(_reachable(module))}
     return value
+
+
+def _column(column: Any) -> tuple:
+    if hasattr(column, "cat"):  # the order of the categories is the order of the genres
+        return column.cat.codes.to_numpy(), column.cat.categories.to_numpy(), column.cat.ordered
+    return str(column.dtype), column.to_numpy()
 
 
 @cache
 def _reachable(module: str) -> frozenset[str]:
-    """Return the module and every module of its package that it imports, however deep."""
-    package = module.partition(".")[0]
+    """Return the module and every module of its package and of `hbm` it imports, however deep."""
+    packages = (f"{module.partition('.')[0]}.", "hbm.")
     found, pending = set(), [module]
     while pending:
         name = pending.pop()
         if name in found:
             continue
         found.add(name)
-        source = _source(name)
-        for node in ast.walk(ast.parse(source)):
-            names = []
-            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                names = [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
-            elif isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            pending += [n for n in names if n.startswith(f"{package}.") and _is_module(n)]
+        for node in ast.walk(ast.parse(_source(name))):
+            names = _imported(node, importlib.util.find_spec(name).parent)
+            pending += [n for n in names if n.startswith(packages) and _is_module(n)]
     return frozenset(found)
+
+
+def _imported(node: ast.AST, package: str) -> list[str]:
+    """Return what an import statement may name: modules, and names in modules."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+    names = [alias.name for alias in node.names]
+    if base == "hbm":
+        names += [_MODULE_OF[name] for name in names if name in _MODULE_OF]
+    return [base, *(f"{base}.{name}" for name in names)]
+
+
+def _edited(function: Callable[..., Any]) -> str:
+    """Return the name of a module whose file is newer than this process, if there is one."""
+    for name in sorted(_reachable(function.__module__)):
+        file = _file(name)
+        if file and name in sys.modules and file.stat().st_mtime > _STARTED:
+            return name
+    return ""
 
 
 def _is_module(name: str) -> bool:
@@ -146,11 +188,16 @@ def _is_module(name: str) -> bool:
         return False
 
 
-def _source(module: str) -> str:
+def _file(module: str) -> Path | None:
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.origin or not spec.origin.endswith(".py"):
-        return ""
-    return Path(spec.origin).read_text("utf-8")
+        return None
+    return Path(spec.origin)
+
+
+def _source(module: str) -> str:
+    file = _file(module)
+    return file.read_text("utf-8") if file else ""
 
 
 def _code(module: str) -> str:
@@ -169,7 +216,7 @@ def _versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, *, report: bool = True) -> Any:
     """Read a kept result; a damaged one is reported and counts as absent."""
     if not path.exists():
         raise FileNotFoundError(path)
@@ -179,7 +226,8 @@ def _read(path: Path) -> Any:
             raise ValueError("its checksum does not match")
         return joblib.load(path)
     except Exception as error:  # whatever a damaged file makes the reader raise
-        _warn(f"the kept file {path.name} is damaged and is recomputed: {error}")
+        if report:
+            _warn(f"the kept file {path.name} is damaged and is recomputed: {error}")
         raise FileNotFoundError(path) from error
 
 
@@ -190,24 +238,26 @@ def _digest(path: Path) -> str:
 
 def _write(path: Path, result: Any, record: dict[str, Any]) -> None:
     """Write both files whole or not at all."""
-    temporary = None
+    side, part = path.with_suffix(".json"), path.with_suffix(f".{uuid.uuid4().hex}.part")
+    side_part = part.with_suffix(".json.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        os.close(handle)
-        temporary = Path(name)
-        joblib.dump(result, temporary)
-        record["sha256"] = _digest(temporary)
-        side = temporary.with_suffix(".json.part")
-        side.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        os.replace(side, path.with_suffix(".json"))
-        os.replace(temporary, path)
-    except OSError as error:
+        joblib.dump(result, part)
+        record["sha256"] = _digest(part)
+        side_part.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        os.replace(side_part, side)
+        os.replace(part, path)
+    except Exception as error:  # a full disk, or a result that cannot be pickled
         _warn(f"the result of {record['function']} could not be kept in {path.parent}: {error}")
-        if temporary:
-            for leftover in (temporary, temporary.with_suffix(".json.part")):
-                with contextlib.suppress(OSError):
-                    leftover.unlink(missing_ok=True)
+        _remove(side, path)
+    finally:
+        _remove(part, side_part)
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -215,13 +265,10 @@ def _locked(path: Path):
     """Let one process at a time compute a result; without a writable store, none waits."""
     from filelock import FileLock
 
-    lock = FileLock(str(path.with_suffix(".lock")))
-    try:
+    lock = FileLock(path.with_suffix(".lock"))
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-    except OSError:
-        yield
-        return
     try:
         yield
     finally:
@@ -250,7 +297,10 @@ def _describe(result: Any) -> dict[str, Any]:
     if "sample_stats" in result.children:
         from hbm.diagnostics import check_diagnostics
 
-        checked = check_diagnostics(result)
+        try:
+            checked = check_diagnostics(result)
+        except ValueError as error:  # too few draws to be checked
+            return described | {"failures": [str(error)]}
         described |= {
             "max_rhat": float(checked.table["max_rhat"].max()),
             "min_ess_bulk": float(checked.table["min_ess_bulk"].min()),
