@@ -35,7 +35,7 @@ def main(arguments=None):
     try:
         output = render(given.project, given.output_dir, dict(given.parameters))
     except BuildError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
+        print("", *getattr(error, "__notes__", []), f"error: {error}", sep="\n", file=sys.stderr)
         return 1
     print(f"open  python -m http.server -d {output}")
     return 0

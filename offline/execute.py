@@ -168,9 +168,9 @@ def run_step(client, cell, index, step):
     try:
         client.execute_cell(cell, index)
     except CellExecutionError as error:
-        trace = ANSI.sub(
-            "", "\n".join(next(out.traceback for out in cell.outputs if out.output_type == "error"))
-        )
-        raise BuildError(f"{line}: {name} failed: {error.ename}: {error.evalue}\n{trace}") from None
+        stop = BuildError(f"{line}: {name} failed: {error.ename}: {error.evalue}")
+        [out] = [out for out in cell.outputs if out.output_type == "error"]
+        stop.add_note(ANSI.sub("", "\n".join(out.traceback)))
+        raise stop from None
     except DeadKernelError:
         raise BuildError(f"{line}: {name} failed: the kernel died (out of memory?)") from None

@@ -220,8 +220,10 @@ local function reference(cite)
   for _, citation in ipairs(cite.citations) do
     local id = citation.id:sub(1, 1):lower() .. citation.id:sub(2)
     local kind, entry = kinds[id:match "^(%a+)%-"], labels[id]
-    if kind and not entry then problem(citation.id, "nothing has the label") end
-    if kind and entry then
+    if kind and not entry then
+      problem(citation.id, "nothing has the label")
+      out:insert("?" .. id)
+    elseif kind then
       local text = pandoc.Inlines(entry.number or entry.text)
       local prefix = #citation.prefix > 0 and citation.prefix or pandoc.Inlines(entry.kind)
       local bare = citation.mode == "SuppressAuthor" or not entry.number
