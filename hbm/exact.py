@@ -16,15 +16,13 @@ from scipy.interpolate import CubicSpline
 from scipy.special import logsumexp
 
 from hbm.diagnostics import HYPERPARAMETERS, estimates_of
+from hbm.gauss import RULE, Rule, gauss_rule, genre_moments
 from hbm.gaussian import Estimates, Moments, creator_moments
 from hbm.priors import Fixed, Normal, Priors
 from hbm.quadrature import Likelihood, Sums, integrate
 
 #: A request for more drawn values than this has to be explicit: 10^7 doubles are 80 MB.
 MAX_VALUES = 10**7
-
-_NEGLIGIBLE = 1e-13
-_BLOCK = 4_000_000
 
 
 def fit_exact(
@@ -53,11 +51,14 @@ def fit_exact(
     DataTree
         Groups ``posterior`` (draws, if any), ``observed_data``, ``constant_data`` and
         ``quadrature``: dims ``outer, inner``; ``sigma_genre, sigma_creator, log_weight`` of the
-        nodes and ``mu_global_mean, mu_global_var`` given the node.
+        nodes and ``mu_global_mean, mu_global_var`` given the node. ``mixture`` holds the same
+        by ``node`` for the few nodes of the Gauss rule (`hbm.gauss`) that smooth functions need.
     """
     start = time.perf_counter()
     data = Estimates.from_frame(summaries)
     grid = integrate(data, priors)
+    rule = gauss_rule(grid)
+    errors = grid.errors | {"effects": rule.error}
     nodes = grid.nodes
     variables = {
         "sigma_genre": nodes.sigma_genre,
@@ -73,6 +74,7 @@ def fit_exact(
             "quadrature": xr.Dataset(
                 {name: (("outer", "inner"), values) for name, values in variables.items()}
             ),
+            "mixture": xr.Dataset({name: ("node", getattr(rule, name)) for name in RULE}),
             "observed_data": xr.Dataset(
                 {"effect_hat": ("creator", summaries["effect_hat"].to_numpy(float))}, creator
             ),
@@ -87,9 +89,9 @@ def fit_exact(
     )
     tree.attrs.update(
         engine="exact",
-        polar=grid.polar,
-        quadrature_error=grid.error,
-        quadrature_errors=grid.errors,
+        polar=grid.plane.polar,
+        quadrature_error=max(errors.values()),
+        quadrature_errors=errors,
         log_marginal_likelihood=grid.log_evidence,
         priors=json.dumps(priors.describe()),
         prior_mu_global=(priors.mu_global.mu, priors.mu_global.sigma),
@@ -104,7 +106,7 @@ def fit_exact(
 
 
 def components(idata: xr.DataTree) -> tuple[Moments, np.ndarray, np.ndarray]:
-    """Return the posterior as a mixture over the nodes of the quadrature.
+    """Return the posterior as a mixture over the nodes of the Gauss rule.
 
     Returns
     -------
@@ -112,15 +114,9 @@ def components(idata: xr.DataTree) -> tuple[Moments, np.ndarray, np.ndarray]:
         Moments of mu_genre given the node.
     sigma_creator, weight : ndarray, shape (node,)
     """
-    nodes = idata["quadrature"].dataset
-    weight = np.exp(nodes["log_weight"].values.ravel())
-    kept = weight > _NEGLIGIBLE
-    names = ("sigma_genre", "sigma_creator", "mu_global_mean", "mu_global_var")
-    sigma_genre, sigma_creator, mean, var = (nodes[name].values.ravel()[kept] for name in names)
-    distinct, where = np.unique(sigma_creator, return_inverse=True)
-    sums = Sums(*(part[where] for part in _likelihood(idata).sums(distinct)))
-    genre = _genre_moments(sums, sigma_genre, Moments(mean, var))
-    return genre, sigma_creator, weight[kept] / weight[kept].sum()
+    rule = Rule.from_dataset(idata["mixture"].dataset)
+    sums = rule.sums(_likelihood(idata))
+    return rule.genre_moments(sums), rule.sigma_creator, rule.weight
 
 
 def draw_effects(
@@ -182,7 +178,7 @@ def draw_effects(
     sums = _interpolated_sums(likelihood, sigma_creator)
     _, mean, var = (part[:, 0] for part in likelihood.given(sums, sigma_genre[:, None]))
     mu_global = rng.normal(mean, np.sqrt(var))
-    genre = _genre_moments(sums, sigma_genre, Moments(mu_global, np.zeros(n_draws)))
+    genre = genre_moments(sums, sigma_genre, Moments(mu_global, np.zeros(n_draws)))
     mu_genre = rng.normal(genre.mean, np.sqrt(genre.var))
     wanted = _in_frame_order(idata).take(position)
     tau = creator_moments(wanted, mu_genre, sigma_creator)
@@ -220,14 +216,6 @@ def _in_frame_order(idata: xr.DataTree) -> Estimates:
         order=np.arange(constant.sizes["creator"]),
         n_genres=idata["posterior"].dataset.sizes["genre"],
     )
-
-
-def _genre_moments(sums: Sums, sigma_genre: np.ndarray, mu: Moments) -> Moments:
-    """Moments of mu_genre given the standard deviations, over what is unknown of mu_global."""
-    ratio = np.square(sigma_genre)[:, None] * sums.weight
-    mean = mu.mean[:, None] + (sums.mean - mu.mean[:, None]) * ratio / (1 + ratio)
-    var = np.square(sigma_genre)[:, None] / (1 + ratio) + mu.var[:, None] / np.square(1 + ratio)
-    return Moments(mean, var)
 
 
 def _interpolated_sums(likelihood: Likelihood, sigma_creator: np.ndarray) -> Sums:

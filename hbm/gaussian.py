@@ -215,23 +215,53 @@ def mixture_quantile(
 ) -> np.ndarray:
     """Return the quantile of a mixture of normals over the first axis, shape ``(unit,)``.
 
-    Newton's method on the distribution function, kept inside a bracket that shrinks at every
-    step, so that it cannot run away; the result is exact to about 1e-10 standard deviations.
+    Halley's method on the distribution function from the Cornish-Fisher expansion, kept inside
+    a bracket that shrinks at every step, so that it cannot run away. Every step triples the
+    digits, so a step below 1e-4 standard deviations of the narrowest component is the last: the
+    result is good to about 1e-10 of them.
     """
-    sd = np.sqrt(moments.var)
-    offset = sd * ndtri(probability)
-    low, high = (moments.mean + offset).min(axis=0), (moments.mean + offset).max(axis=0)
-    overall = mixture_moments(moments, weights)
+    mean, sd = moments.mean, np.sqrt(moments.var)
+    weights = np.full(len(mean), 1 / len(mean)) if weights is None else weights
+    overall, z = mixture_moments(moments, weights), ndtri(probability)
     scale = np.sqrt(overall.var)
-    x = np.clip(overall.mean + scale * ndtri(probability), low, high)
+    enough = 1e-4 * sd.min(axis=0)
+    offset = sd * z
+    low, high = (mean + offset).min(axis=0), (mean + offset).max(axis=0)
+    x = np.clip(overall.mean + scale * _cornish_fisher(moments, overall, weights, z), low, high)
+    active = np.arange(len(x))
     for _ in range(100):
-        z = (x - moments.mean) / sd
-        error = np.average(ndtr(z), axis=0, weights=weights) - probability
-        high, low = np.where(error > 0, x, high), np.where(error > 0, low, x)
-        slope = np.average(np.exp(-0.5 * z * z) / sd, axis=0, weights=weights)
-        step = x - error * np.sqrt(2 * np.pi) / np.maximum(slope, np.finfo(float).tiny)
-        step = np.where((step >= low) & (step <= high), step, 0.5 * (low + high))
-        if np.all(np.abs(step - x) <= 1e-10 * scale):
-            return step
-        x = step
+        m, s, at = mean[:, active], sd[:, active], x[active]
+        z = (at - m) / s
+        error = weights @ ndtr(z) - probability
+        error[np.abs(error) < 1e-15] = 0.0  # rounding; in a gap any point is the quantile
+        high[active] = np.where(error > 0, at, high[active])
+        low[active] = np.where(error > 0, low[active], at)
+        density = np.exp(-0.5 * z * z) / (s * np.sqrt(2 * np.pi))
+        slope = np.maximum(weights @ density, np.finfo(float).tiny)
+        newton = error / slope
+        bend = -0.5 * newton * (weights @ (density * z / s)) / slope
+        step = at - newton / np.clip(1 - bend, 0.5, 2.0)
+        outside = (step < low[active]) | (step > high[active])
+        x[active] = np.where(outside, 0.5 * (low[active] + high[active]), step)
+        move = np.abs(x[active] - at)
+        done = (move <= enough[active]) & ~outside & (np.abs(bend) < 1e-3)
+        active = active[~done & (move > 1e-10 * scale[active])]
+        if not len(active):
+            break
     return x
+
+
+def _cornish_fisher(
+    moments: Moments, overall: Moments, weights: np.ndarray, z: float
+) -> np.ndarray:
+    """Quantile of the standardised mixture at the normal quantile `z`, by its four moments."""
+    away, var = moments.mean - overall.mean, moments.var
+    squared = np.square(away)
+    skewness = weights @ (away * (squared + 3 * var)) / overall.var**1.5
+    kurtosis = weights @ (squared * (squared + 6 * var) + 3 * var * var) / overall.var**2 - 3
+    return (
+        z
+        + (z * z - 1) * skewness / 6
+        + (z**3 - 3 * z) * kurtosis / 24
+        - (2 * z**3 - 5 * z) * np.square(skewness) / 36
+    )

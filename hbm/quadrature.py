@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import expit, logsumexp
+from scipy.special import expit, logsumexp, wrightomega
 
 from hbm.gaussian import Estimates
-from hbm.priors import Fixed, Prior, Priors
+from hbm.priors import Fixed, HalfCauchy, HalfNormal, Prior, Priors
 
 #: How far the log density has to fall before it is cut off; the error is measured against
 #: a cut at `NARROW`.
@@ -42,7 +42,6 @@ MAX_INTERVALS = 256
 FLOOR, CEILING, MAX_ROUNDS = -5.0, 150.0, 60
 TINY = 1e-300
 
-_SCAN = np.linspace(0, 1, 25)
 _BLOCK = 400_000
 _LOG_2PI = np.log(2 * np.pi)
 
@@ -82,8 +81,8 @@ class Grid:
     nodes : Nodes, arrays of shape (outer, inner)
     log_weight : ndarray, shape (outer, inner)
         Logarithm of the posterior probability of the nodes.
-    polar : bool
-        Whether an outer node is a value of the total standard deviation, not of sigma_creator.
+    plane : Cartesian or Polar
+        The coordinates, and the likelihood behind them.
     log_evidence : float
         Log marginal density of the estimates.
     errors : dict
@@ -93,7 +92,7 @@ class Grid:
 
     nodes: Nodes
     log_weight: np.ndarray
-    polar: bool
+    plane: Cartesian | Polar
     log_evidence: float
     errors: dict[str, float]
 
@@ -188,14 +187,20 @@ class Scale:
 
     def __init__(self, prior: Prior | None):
         self.fixed = prior.value if isinstance(prior, Fixed) else None
-        with_density = prior is not None and self.fixed is None
-        self.log_prior = prior.scipy().logpdf if with_density else np.zeros_like
+        self.log_prior = np.zeros_like if prior is None else _log_density_of(prior)
 
     def value(self, y: np.ndarray, unit) -> np.ndarray:
         """Return the standard deviation at coordinate `y`."""
         if self.fixed is not None:
             return np.full(y.shape, float(self.fixed))
         return unit * np.exp(y - np.exp(-y))
+
+    def coordinate(self, value: np.ndarray, unit) -> np.ndarray:
+        """Return the coordinate of a standard deviation."""
+        if self.fixed is not None:
+            return np.zeros(value.shape)
+        x = np.log(value / unit)
+        return x + wrightomega(-x)
 
     def log_density(self, y: np.ndarray, unit) -> np.ndarray:
         """Return the log prior density of the coordinate."""
@@ -211,10 +216,22 @@ class Scale:
         return np.full_like(unit, FLOOR), 1 + np.log(np.maximum(reach / unit, 1))
 
 
+def _log_density_of(prior: Prior) -> Callable:
+    """Return the log density of a prior; SciPy's own costs more than the likelihood."""
+    if isinstance(prior, HalfNormal):
+        constant = 0.5 * np.log(2 / np.pi) - np.log(prior.sigma)
+        return lambda x: constant - 0.5 * np.square(x / prior.sigma)
+    if isinstance(prior, HalfCauchy):
+        constant = np.log(2 / np.pi) - np.log(prior.beta)
+        return lambda x: constant - np.log1p(np.square(x / prior.beta))
+    return np.zeros_like if isinstance(prior, Fixed) else prior.scipy().logpdf
+
+
 class Cartesian:
     """Outer coordinate sigma_creator, inner coordinate sigma_genre."""
 
     polar = False
+    inner_scale = None  # of the values; None if it depends on them
     bounds = FLOOR, CEILING
 
     def __init__(self, likelihood: Likelihood, priors: Priors):
@@ -242,11 +259,24 @@ class Cartesian:
         density += log_outer + self.genre.log_density(y, finest)
         return Nodes(sigma_genre, np.broadcast_to(sigma, y.shape), mu_mean, mu_var, density)
 
+    def sums(self, rows, nodes: Nodes) -> Sums:
+        """Return the sums over creators at every node, (node, genre)."""
+        return Sums(*(np.repeat(part, nodes.mu_mean.shape[1], axis=0) for part in rows[1]))
+
+    def values(self, nodes: Nodes) -> tuple[np.ndarray, np.ndarray]:
+        """Return what the outer and the inner coordinates of the nodes stand for."""
+        return nodes.sigma_creator, nodes.sigma_genre
+
+    def inner_coordinate(self, rows, value: np.ndarray) -> np.ndarray:
+        """Return the inner coordinate of a value."""
+        return self.genre.coordinate(value, rows[2])
+
 
 class Polar:
     """Outer coordinate the total standard deviation, inner coordinate the angle."""
 
     polar = True
+    inner_scale = 1.0
     bounds = -3.5, 3.5
     free = True, True
 
@@ -287,6 +317,20 @@ class Polar:
         log_density = density + prior + log_outer + log_angle
         return Nodes(genre, creator, mu_mean, mu_var, log_density)
 
+    def sums(self, rows, nodes: Nodes) -> Sums:
+        """Return the sums over creators at every node, (node, genre)."""
+        return self.likelihood.sums(nodes.sigma_creator.ravel())
+
+    def values(self, nodes: Nodes) -> tuple[np.ndarray, np.ndarray]:
+        """Return what the outer and the inner coordinates of the nodes stand for."""
+        total = np.hypot(nodes.sigma_genre, nodes.sigma_creator)
+        return total, nodes.sigma_genre / nodes.sigma_creator
+
+    def inner_coordinate(self, rows, value: np.ndarray) -> np.ndarray:
+        """Return the inner coordinate of a value, the tangent of the angle."""
+        t = 0.5 * np.log(np.arctan(value) / np.arctan(1 / value))
+        return np.arcsinh(2 / np.pi * t)
+
 
 def integrate(data: Estimates, priors: Priors, tolerance: float = TOLERANCE) -> Grid:
     """Place a grid over (sigma_genre, sigma_creator) and refine it until nothing changes.
@@ -304,13 +348,15 @@ def integrate(data: Estimates, priors: Priors, tolerance: float = TOLERANCE) -> 
         Its `error` says what was achieved.
     """
     likelihood = Likelihood(data, priors.mu_global)
-    planes = [Cartesian(likelihood, priors)]
-    if all(planes[0].free):
-        mostly_alone = np.mean(likelihood.counts == 1) > 0.5
-        planes.insert(0 if mostly_alone else 1, Polar(likelihood, priors))
+    kinds = [Cartesian, Polar]
+    if any(isinstance(p, Fixed) for p in (priors.sigma_genre, priors.sigma_creator)):
+        kinds = [Cartesian]
+    elif np.mean(likelihood.counts == 1) > 0.5:
+        kinds = [Polar, Cartesian]
     best = None
-    for plane in planes:
-        grid = _refine(plane, tolerance)
+    for kind in kinds:
+        plane = kind(likelihood, priors)
+        grid = _refine(plane, _outer_ends(plane, priors), tolerance)
         if best is None or grid.error < best.error:
             best = grid
         if best.error <= tolerance:
@@ -318,15 +364,41 @@ def integrate(data: Estimates, priors: Priors, tolerance: float = TOLERANCE) -> 
     return best
 
 
-def _refine(plane, tolerance: float) -> Grid:
-    """Halve the steps of whichever coordinate needs it until nothing changes."""
+def _outer_ends(plane, priors: Priors):
+    """Find the ends of the outer coordinate, at first by a sample where there is much data."""
     low, high = plane.outer.start(plane.likelihood.reach, np.full((1, 1), plane.unit))
-    if plane.free[0]:
-        low, high = _ends(lambda y: _outer_density(plane, y), low, high, (FLOOR, CEILING))
+    if not plane.free[0]:
+        return low, high
+    n_points = 25
+    sample = _sample(plane.likelihood.data)
+    if sample is not None:
+        small = type(plane)(Likelihood(sample, priors.mu_global), priors)
+        ends = (small.outer.value(y, small.unit) for y in _outer_ends(small, priors))
+        low, high = (np.maximum(plane.outer.coordinate(end, plane.unit), FLOOR) for end in ends)
+        n_points = 13
+    return _ends(lambda y: _outer_density(plane, y), low, high, (FLOOR, CEILING), n_points)
+
+
+def _sample(data: Estimates) -> Estimates | None:
+    """Every so many genres, and of each every so many creators; None where there are few."""
+    by_genre = -(-data.n_genres // 1000)
+    by_creator = max(1, len(data.se) // by_genre // 20_000)
+    if by_genre == by_creator == 1:
+        return None
+    place = np.arange(len(data.se)) - data.starts[data.genre_idx]
+    kept = (data.genre_idx % by_genre == 0) & (place % by_creator == 0)
+    return Estimates.from_arrays(
+        data.effect_hat[kept], data.se[kept], data.genre_idx[kept] // by_genre
+    )
+
+
+def _refine(plane, ends, tolerance: float) -> Grid:
+    """Halve the steps of whichever coordinate needs it until nothing changes."""
+    low, high = ends
     intervals = [32 if free else 0 for free in plane.free]
     while True:
         outer, log_outer = _trapezoid(low, high, intervals[0])
-        nodes, log_weight = _inner(plane, outer[0], intervals[1])
+        _, nodes, log_weight = inner_grid(plane, outer[0], intervals[1])
         log_weight = log_weight + log_outer.T
         parts = np.s_[::2, :], np.s_[:, ::2]
         changes = [_changes(nodes, log_weight, part) for part in parts]
@@ -340,14 +412,14 @@ def _refine(plane, tolerance: float) -> Grid:
     return Grid(
         nodes=nodes,
         log_weight=log_weight - log_evidence,
-        polar=plane.polar,
+        plane=plane,
         log_evidence=log_evidence,
         errors={name: max(change[name] for change in changes) for name in changes[0]},
     )
 
 
-def _inner(plane, y: np.ndarray, intervals: int):
-    """Place inner nodes at outer coordinates `y`; return them with their log weights."""
+def inner_grid(plane, y: np.ndarray, intervals: int):
+    """Place inner nodes at outer coordinates `y`; return rows, nodes and log weights."""
     rows = plane.rows(y)
     low, high = plane.start(rows)
 
@@ -359,17 +431,17 @@ def _inner(plane, y: np.ndarray, intervals: int):
         low, high = _ends(density, low, high, plane.bounds)
     inner, log_step = _trapezoid(low, high, intervals)
     nodes = plane.nodes(rows, inner)
-    return nodes, nodes.log_density + log_step
+    return rows, nodes, nodes.log_density + log_step
 
 
 def _outer_density(plane, y: np.ndarray):
     """Log density of outer coordinates, shape (1, point), and the log of what they stand for."""
-    _, log_weight = _inner(plane, y[0], 32 if plane.free[1] else 0)
+    _, _, log_weight = inner_grid(plane, y[0], 32 if plane.free[1] else 0)
     value = plane.outer.value(y, plane.unit)
     return logsumexp(log_weight, axis=1)[None], np.log(np.maximum(value, TINY))
 
 
-def _ends(density: Callable, low, high, bounds: tuple[float, float]):
+def _ends(density: Callable, low, high, bounds: tuple[float, float], n_points: int = 25):
     """Zoom in on where a density is not negligible, every row for itself.
 
     Negligible is what has fallen by `DROP`, both as it stands and times the square of what the
@@ -384,28 +456,39 @@ def _ends(density: Callable, low, high, bounds: tuple[float, float]):
         First guess; extended where it turns out too narrow.
     bounds : (float, float)
         Where the coordinate ends.
+    n_points : int
+        Points of a round; the interval shrinks until half of them are inside.
     """
-    floor, ceiling = bounds
+    share = np.linspace(0, 1, n_points)
+    rows = np.arange(len(low))[:, None]
     for _ in range(MAX_ROUNDS):
-        y = low + (high - low) * _SCAN
-        value, log_size = density(y)
-        value = value - value.max(axis=1, keepdims=True)
-        tilted = value + 2 * log_size
-        tilted -= tilted.max(axis=1, keepdims=True)
-        inside = (value > -DROP) | ((tilted > -DROP) & (value > -2 * DROP))
+        y = low + (high - low) * share
+        height = _height(*density(y))
+        inside = height > -DROP
         first = inside.argmax(axis=1)[:, None]
-        last = len(_SCAN) - 1 - inside[:, ::-1].argmax(axis=1)[:, None]
-        open_low = (first == 0) & (low > floor)
-        open_high = (last == len(_SCAN) - 1) & (high < ceiling)
-        wide = high - low
-        resolved = last - first > len(_SCAN) // 2
-        if np.all(resolved & ~open_low & ~open_high):
+        last = n_points - 1 - inside[:, ::-1].argmax(axis=1)[:, None]
+        before, after = np.maximum(first - 1, 0), np.minimum(last + 1, n_points - 1)
+        below, above = (first == 0) & (low > bounds[0]), (last == after) & (high < bounds[1])
+        if np.all((last - first > n_points // 2) & ~below & ~above):
             break
-        low = np.take_along_axis(y, np.maximum(first - 1, 0), axis=1) - np.where(open_low, wide, 0)
-        last = np.minimum(last + 1, len(_SCAN) - 1)
-        high = np.take_along_axis(y, last, axis=1) + np.where(open_high, wide, 0)
-        low, high = np.maximum(low, floor), np.minimum(high, ceiling)
-    return low, high
+        wide = high - low
+        low = np.maximum(y[rows, before] - np.where(below, wide, 0), bounds[0])
+        high = np.minimum(y[rows, after] + np.where(above, wide, 0), bounds[1])
+
+    def crossing(outside, inside):
+        drop = height[rows, inside] - np.maximum(height[rows, outside], -10 * DROP)
+        part = (height[rows, inside] + DROP) / np.where(inside == outside, 1, drop)
+        return y[rows, inside] + (y[rows, outside] - y[rows, inside]) * part
+
+    return crossing(before, first), crossing(after, last)
+
+
+def _height(value: np.ndarray, log_size: np.ndarray) -> np.ndarray:
+    """Log density relative to its maximum, or times the squared size, whichever is larger."""
+    value = value - value.max(axis=1, keepdims=True)
+    tilted = value + 2 * log_size
+    tilted -= tilted.max(axis=1, keepdims=True)
+    return np.maximum(value, np.where(value > -2 * DROP, tilted, -np.inf))
 
 
 def _trapezoid(low, high, intervals: int):

@@ -1,0 +1,232 @@
+"""Few nodes for many: Gauss rules for the posterior of the two standard deviations.
+
+The grid of `hbm.quadrature` needs hundreds of nodes to find out how large the posterior is and
+where. Once that is known, expectations of smooth functions (moments and distribution functions
+of the effects) need far fewer: a Gauss rule with respect to the posterior itself, which is exact
+for polynomials (Golub & Welsch 1969). The variables are sigma² / (sigma² + its mean), in which
+the shrinkage factors are ratios of linear functions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import xarray as xr
+from scipy.linalg import lapack
+from scipy.special import logsumexp
+
+from hbm.gaussian import (
+    Estimates,
+    Moments,
+    creator_moments,
+    mixture_cdf,
+    mixture_moments,
+)
+from hbm.quadrature import TINY, Grid, Likelihood, Sums, inner_grid
+
+#: Largest change of a probability that doubling the number of nodes may make.
+TOLERANCE = 1e-8
+
+#: Probability of the nodes that are left out altogether.
+NEGLIGIBLE = 1e-9
+
+_MAX_ORDER = 64
+
+#: The variables of a rule.
+RULE = ("sigma_genre", "sigma_creator", "mu_global_mean", "mu_global_var", "weight")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Nodes and weights, arrays of shape (node,).
+
+    Attributes
+    ----------
+    sigma_genre, sigma_creator : ndarray
+    mu_global_mean, mu_global_var : ndarray
+        Moments of mu_global given the data and the node.
+    weight : ndarray
+        Summing to 1.
+    error : float
+        Largest change of a probability when the number of nodes is doubled.
+    """
+
+    sigma_genre: np.ndarray
+    sigma_creator: np.ndarray
+    mu_global_mean: np.ndarray
+    mu_global_var: np.ndarray
+    weight: np.ndarray
+    error: float = np.nan
+
+    @classmethod
+    def from_dataset(cls, dataset: xr.Dataset) -> Rule:
+        """Take the variables of a ``mixture`` group."""
+        return cls(*(dataset[name].values for name in RULE))
+
+    def sums(self, likelihood: Likelihood) -> Sums:
+        """Return the sums over creators at the nodes."""
+        distinct, where = np.unique(self.sigma_creator, return_inverse=True)
+        return Sums(*(part[where] for part in likelihood.sums(distinct)))
+
+    def genre_moments(self, sums: Sums) -> Moments:
+        """Return the moments of mu_genre given the node, shape (node, genre)."""
+        mu = Moments(self.mu_global_mean, self.mu_global_var)
+        return genre_moments(sums, self.sigma_genre, mu)
+
+
+def genre_moments(sums: Sums, sigma_genre: np.ndarray, mu: Moments) -> Moments:
+    """Return the moments of mu_genre given both standard deviations, shape (node, genre).
+
+    Parameters
+    ----------
+    sums : Sums, shape (node, genre)
+    sigma_genre : ndarray, shape (node,)
+    mu : Moments, shape (node,)
+        What is known of mu_global; with variance 0 it is conditioned on.
+    """
+    ratio = np.square(sigma_genre)[:, None] * sums.weight
+    mean = mu.mean[:, None] + (sums.mean - mu.mean[:, None]) * ratio / (1 + ratio)
+    var = np.square(sigma_genre)[:, None] / (1 + ratio) + mu.var[:, None] / np.square(1 + ratio)
+    return Moments(mean, var)
+
+
+def gauss_rule(grid: Grid, tolerance: float = TOLERANCE) -> Rule:
+    """Reduce a grid to a Gauss rule with as few nodes as the effects need.
+
+    Parameters
+    ----------
+    grid : Grid
+    tolerance : float
+        Nodes are added until doubling their number, outer or inner, changes no probability of
+        a probed creator or genre by more.
+    """
+    sizes = grid.log_weight.shape
+    candidate = _Candidates(grid)
+    orders = tuple(min(2, size) for size in sizes)
+    at = candidate.positions(orders)
+    while True:
+        value = candidate.probabilities(orders, at)
+        errors = []
+        for axis in range(2):
+            doubled = list(orders)
+            doubled[axis] = min(2 * orders[axis], sizes[axis])
+            errors.append(np.abs(candidate.probabilities(tuple(doubled), at) - value).max())
+        finer = tuple(
+            min(2 * order, size) if error > tolerance else order
+            for order, size, error in zip(orders, sizes, errors, strict=True)
+        )
+        if finer == orders or max(finer) > _MAX_ORDER:
+            break
+        orders = finer
+    rule = candidate.rule(orders)[0]
+    kept = _without_the_negligible(rule.weight)
+    parts = [getattr(rule, name)[kept] for name in RULE]
+    return Rule(*parts[:-1], parts[-1] / parts[-1].sum(), error=float(max(errors)))
+
+
+def _without_the_negligible(weight: np.ndarray) -> np.ndarray:
+    """Positions of all nodes but the lightest, which together weigh `NEGLIGIBLE`."""
+    order = np.argsort(weight)
+    return np.sort(order[np.cumsum(weight[order]) > NEGLIGIBLE])
+
+
+class _Candidates:
+    """Gauss rules of different orders, and what they say of the probed creators.
+
+    Probed are the creators in whom too few nodes would show first: with the extreme standard
+    errors and estimates, and their genres.
+    """
+
+    def __init__(self, grid: Grid):
+        self.plane, self.n_inner = grid.plane, grid.log_weight.shape[1]
+        self.value = self.plane.values(grid.nodes)[0][:, 0]
+        self.marginal = np.exp(logsumexp(grid.log_weight, axis=1))
+        self.outer = cache(self._outer)
+        self.rule = cache(self._rule)
+        likelihood = self.plane.likelihood
+        data, away = likelihood.data, np.abs(likelihood.effect)
+        middle = np.argpartition(data.se, len(data.se) // 2)[len(data.se) // 2]
+        picked = {data.se.argmin(), data.se.argmax(), middle, away.argmax()}
+        picked |= {data.effect_hat.argmin(), data.effect_hat.argmax(), (away / data.se).argmax()}
+        picked = np.array(sorted(picked))
+        self.genres, genre_idx = np.unique(data.genre_idx[picked], return_inverse=True)
+        self.probes = Estimates(
+            data.effect_hat[picked], data.se[picked], genre_idx, picked, len(self.genres)
+        )
+
+    def _outer(self, order: int):
+        """Outer nodes, and the inner distribution at each of them."""
+        plane = self.plane
+        value, weight = (part[0] for part in _gauss(self.value[None], self.marginal[None], order))
+        y = plane.outer.coordinate(value, plane.unit)
+        rows, nodes, log_weight = inner_grid(plane, y, self.n_inner - 1)
+        conditional = np.exp(log_weight - logsumexp(log_weight, axis=1, keepdims=True))
+        return weight, rows, plane.values(nodes)[1], conditional
+
+    def _rule(self, orders: tuple[int, int]) -> tuple[Rule, Moments]:
+        """Return a rule and the moments of the probed genres and creators."""
+        weight, rows, value, conditional = self.outer(orders[0])
+        plane = self.plane
+        inner, inner_weight = _gauss(value, conditional, orders[1], plane.inner_scale)
+        nodes = plane.nodes(rows, plane.inner_coordinate(rows, inner))
+        weight = (weight[:, None] * inner_weight).ravel()
+        rule = Rule(*(part.ravel() for part in nodes[:4]), weight)
+        sums = plane.sums(rows, nodes)
+        some = Sums(sums.mean[:, self.genres], sums.weight[:, self.genres], sums.residual)
+        genre = rule.genre_moments(some)
+        creator = creator_moments(self.probes, genre, rule.sigma_creator)
+        both = zip(genre, creator, strict=True)
+        return rule, Moments(*(np.concatenate(pair, axis=1) for pair in both))
+
+    def positions(self, orders: tuple[int, int]) -> np.ndarray:
+        """Return where probabilities are compared, shape (3, probe)."""
+        rule, moments = self.rule(orders)
+        overall = mixture_moments(moments, rule.weight)
+        return overall.mean + np.array([[-2.0], [0.0], [2.0]]) * np.sqrt(overall.var)
+
+    def probabilities(self, orders: tuple[int, int], at: np.ndarray) -> np.ndarray:
+        """Return the distribution functions of the probes at `at`."""
+        rule, moments = self.rule(orders)
+        return np.array([mixture_cdf(moments, x, rule.weight) for x in at])
+
+
+def _gauss(value: np.ndarray, weight: np.ndarray, order: int, scale=None):
+    """Gauss nodes and weights of discrete distributions, one a row (Lanczos).
+
+    Parameters
+    ----------
+    value, weight : ndarray, shape (row, node)
+        Positive values, and their probabilities.
+    order : int
+    scale : float, optional
+        The rule is taken in x = value² / (value² + scale), where scale is the mean of value²
+        if omitted.
+    """
+    squared = np.square(value)
+    if scale is None:
+        scale = (weight * squared).sum(axis=1, keepdims=True)
+    if order == 1:
+        return value[:, :1], np.ones((len(value), 1))
+    x = squared / (squared + scale)
+    center = (weight * x).sum(axis=1, keepdims=True)
+    spread = np.sqrt((weight * np.square(x - center)).sum(axis=1, keepdims=True))
+    standard = (x - center) / spread
+    basis = np.zeros((len(x), order, x.shape[1]))
+    basis[:, 0] = np.sqrt(weight)
+    diagonal, beside = np.zeros((len(x), order)), np.zeros((len(x), order - 1))
+    for k in range(order):
+        image = standard * basis[:, k]
+        diagonal[:, k] = (image * basis[:, k]).sum(axis=1)
+        if k + 1 == order:
+            break
+        known = basis[:, : k + 1]
+        for _ in range(2):  # twice is enough to stay orthogonal
+            image -= np.einsum("rk,rkn->rn", np.einsum("rkn,rn->rk", known, image), known)
+        beside[:, k] = np.sqrt(np.square(image).sum(axis=1))
+        basis[:, k + 1] = image / beside[:, k, None]
+    pairs = [lapack.dstev(*row)[:2] for row in zip(diagonal, beside, strict=True)]
+    standard, vectors = (np.array(part) for part in zip(*pairs, strict=True))
+    x = np.clip(center + spread * standard, TINY, 1 - 1e-15)
+    return np.sqrt(scale * x / (1 - x)), np.square(vectors[:, 0, :])
