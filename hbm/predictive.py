@@ -319,13 +319,8 @@ def loo_pit(idata, loo: LeaveOneOut | None = None) -> pd.DataFrame:
     below = z.copy(data=ndtr(z.values))
     weights = np.exp(elpd.log_weights - elpd.log_weights.max(("chain", "draw")))
     pit = (weights * below).sum(("chain", "draw")) / weights.sum(("chain", "draw"))
-    return pd.DataFrame(
-        {
-            "creator_id": pit["creator"].values,
-            "pit": pit.values,
-            "pareto_k": elpd.pareto_k.values,
-        }
-    )
+    columns = {"creator_id": pit["creator"], "pit": pit, "pareto_k": elpd.pareto_k}
+    return pd.DataFrame({name: values.values for name, values in columns.items()})
 
 
 def _fit(summaries: pd.DataFrame) -> pd.DataFrame:
@@ -463,8 +458,9 @@ def split_half_summary(table: pd.DataFrame) -> pd.DataFrame:
     """Score the predictions of `split_half`.
 
     The squared error of a prediction holds the noise of the held-out estimate; its variance,
-    held_out_se², is subtracted, so that what is left estimates the error against the true
-    effect (without bias, and so below 0 at times). The splits of a creator are averaged first; standard errors are over creators.
+    held_out_se², is subtracted. What is left estimates the error against the true effect,
+    without bias, so it can come out below 0. The splits of a creator are averaged first;
+    standard errors are over creators.
 
     Parameters
     ----------
@@ -491,16 +487,12 @@ def split_half_summary(table: pd.DataFrame) -> pd.DataFrame:
         by_creator = pd.DataFrame({"error": squared - noise, "hit": squared <= np.square(reach)})
         means = by_creator.groupby(used["creator_id"], observed=True).mean()
         errors[name], covered[name] = means["error"], means["hit"]
+    n_set_aside = table.loc[table["set_aside"] != "", "creator_id"].nunique()
     rows = []
-    for name in errors:
-        measures = {
-            "mse": errors[name],
-            "versus_plain": errors[name] - errors["No pooling"],
-            "coverage": covered[name],
-        }
-        row = {"estimator": name, "n_creators": n_creators}
-        row["n_set_aside"] = table.loc[table["set_aside"] != "", "creator_id"].nunique()
-        for measure, values in measures.items():
+    for name, error in errors.items():
+        measures = {"mse": error, "versus_plain": error - errors["No pooling"]}
+        row = {"estimator": name, "n_creators": n_creators, "n_set_aside": n_set_aside}
+        for measure, values in (measures | {"coverage": covered[name]}).items():
             row |= {measure: values.mean(), f"{measure}_se": values.sem()}
         rows.append(row)
     return pd.DataFrame(rows)

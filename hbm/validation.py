@@ -1,7 +1,7 @@
 """Can the posterior be trusted as a readout? Estimates against a truth that is known.
 
 What can be checked where no truth is known (predictive checks, creators left out, users held
-out) stands in `hbm.predictive` and is given from here too.
+out) stands in `hbm.predictive`.
 """
 
 from __future__ import annotations
@@ -24,16 +24,6 @@ from hbm.data import (
 from hbm.gaussian import shrinkage_factor
 from hbm.intervals import LEVEL
 from hbm.model import extract_hbm_estimates, fit_hierarchical_model
-from hbm.predictive import (  # noqa: F401
-    leave_one_out,
-    loo_pit,
-    posterior_predictive,
-    predictive_pvalues,
-    prior_predictive,
-    split_half,
-    split_half_summary,
-    with_log_likelihood,
-)
 from hbm.priors import Fixed, Priors
 
 #: Bins of creators by their users, ``n_total``: name and range [low, high).
@@ -376,7 +366,9 @@ def _hbm(summaries: pd.DataFrame, priors: Priors) -> pd.DataFrame:
 ESTIMATORS: dict[str, Callable[[pd.DataFrame, dict[str, Any]], pd.DataFrame]] = {
     "No pooling": lambda summaries, truth: no_pooling_estimates(summaries),
     "Complete pooling": lambda summaries, truth: complete_pooling_estimates(summaries),
-    "Partial pooling, no genres": lambda summaries, truth: _hbm(summaries, Priors(sigma_genre=Fixed(0))),
+    "Partial pooling, no genres": (
+        lambda summaries, truth: _hbm(summaries, Priors(sigma_genre=Fixed(0)))
+    ),
     "Partial pooling": lambda summaries, truth: _hbm(summaries, Priors()),
     "Oracle": oracle_estimates,
 }
