@@ -31,11 +31,11 @@ SKY, VERMILLION, RED = "#45a8e6", "#d55e00", "#c8102e"
 
 #: What each colour becomes on a dark page.
 _DARK = {
-    PAPER: "#212529",
+    PAPER: "#222222",
     INK: "#e9ecef",
     SOFT: "#b3bac1",
-    FAINT: "#757e87",
-    GRID: "#3a4046",
+    FAINT: "#7b848c",
+    GRID: "#3c4043",
     BLUE: "#4fa3dd",
     ORANGE: "#f2ab3c",
     GREEN: "#33c296",
@@ -46,7 +46,7 @@ _DARK = {
 }
 # 7 colours and 8 markers: no pair comes twice within 56 genres.
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION, INK)
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
 
 
@@ -145,35 +145,33 @@ def enable_themes() -> None:
     shell = get_ipython()
     if shell is None:
         return
-    from IPython.core.pylabtools import select_figure_formats
+    from matplotlib_inline.backend_inline import set_matplotlib_formats
     from matplotlib_inline.config import InlineBackend
 
-    # No dates and no random names in the files: the same figure gives the same bytes.
-    matplotlib.rcParams["svg.hashsalt"] = "hbm"
-    how = InlineBackend.instance(parent=shell).print_figure_kwargs
-    formats = InlineBackend.instance(parent=shell).figure_formats
-    how = {**how, "bbox_inches": None, "metadata": {"Date": None}}
-    select_figure_formats(shell, formats, **how)
-    display = shell.display_formatter.ipython_display_formatter
-    display.for_type(Figure, _show_themes)
+    matplotlib.rcParams["svg.hashsalt"] = "hbm"  # no random names in the files
+    if not any(f.for_type(Figure) for f in shell.display_formatter.formatters.values()):
+        set_matplotlib_formats(*InlineBackend.instance(parent=shell).figure_formats)
+    shell.display_formatter.ipython_display_formatter.for_type(Figure, _show_themes)
 
 
 def _show_themes(fig: Figure) -> None:
+    """Publish both versions in the formats that the inline backend has set up."""
     from IPython import get_ipython
     from IPython.display import publish_display_data
 
     formatters = get_ipython().display_formatter.formatters
+    writers = {mime: formatter.for_type(Figure) for mime, formatter in formatters.items()}
     light = themed(fig, "light")
     light.draw_without_rendering()  # one layout for both, found once
     light.set_layout_engine("none")
     for version in (light, themed(light, "dark")):
-        shown = {mime: formatter(version) for mime, formatter in formatters.items()}
-        shown = {mime: out for mime, out in shown.items() if out is not None}
-        parts = {mime: out if isinstance(out, tuple) else (out, {}) for mime, out in shown.items()}
-        publish_display_data(
-            {mime: data for mime, (data, _) in parts.items()},
-            {mime: metadata for mime, (_, metadata) in parts.items() if metadata},
-        )
+        data, metadata = {"text/plain": repr(fig)}, {}
+        for mime, write in writers.items():
+            if write is not None:
+                # The size asked for, and no date, so that the same figure gives the same bytes.
+                out = write(version, bbox_inches=None, metadata={"Date": None})
+                data[mime], metadata[mime] = out if isinstance(out, tuple) else (out, {})
+        publish_display_data(data, metadata)
 
 
 # --------------------------------------------------------------------------------- helpers
@@ -197,7 +195,7 @@ def subplots(rows: int = 1, cols: int = 1, *, figsize, taller: float = 1.0, **ho
     """Return a figure and its axes, an array for more than one."""
     width, height = matplotlib.rcParams["figure.figsize"]
     fig = Figure(figsize=figsize or (width, height * taller), layout="constrained")
-    fig.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+    fig.get_layout_engine().set(w_pad=0.07, h_pad=0.05)
     return fig, fig.subplots(rows, cols, **how)
 
 
@@ -220,9 +218,7 @@ def log_x(ax, label: str) -> None:
 def genre_styles(genres: Iterable) -> dict[str, tuple[str, str]]:
     """Colour and marker of each genre, by its name's place in the alphabet."""
     names = sorted({str(genre) for genre in genres})
-    return {
-        g: (COLOURS[i % len(COLOURS)], _MARKERS[i % len(_MARKERS)]) for i, g in enumerate(names)
-    }
+    return {g: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, g in enumerate(names)}
 
 
 def no_effect(ax, axis: str = "x") -> None:

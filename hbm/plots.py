@@ -34,8 +34,8 @@ from hbm.validation import SIZE_BINS, join_truth
 _METHODS = {
     "no pooling": (look.BLUE, "o"),
     "complete pooling": (look.GREEN, "s"),
-    "hbm": (look.ORANGE, "D"),
-    "hbm, no genres": (look.PURPLE, "v"),
+    "partial pooling": (look.ORANGE, "D"),
+    "partial pooling, no genres": (look.PURPLE, "v"),
     "oracle": (look.SOFT, "^"),
 }
 _OTHERS = ((look.SKY, "P"), (look.VERMILLION, "X"), (look.INK, "*"))
@@ -56,6 +56,12 @@ def _matched(plain: pd.DataFrame, pooled: pd.DataFrame) -> pd.DataFrame:
     if not len(both) == len(plain) == len(pooled):
         raise ValueError("the two frames of estimates hold different creators")
     return both.assign(genre=both["genre_pooled"].astype(str), n_total=both["n_total_plain"])
+
+
+def _three_digits(largest: float) -> str:
+    """Return a format that shows three digits of the largest number, as many decimals of all."""
+    exponent = int(np.floor(np.log10(largest))) if largest > 0 else 0
+    return f"{{:,.{max(2 - exponent, 0)}f}}" if -4 < exponent < 6 else "{:.2e}"
 
 
 def _means(genre_means) -> dict[str, float]:
@@ -228,8 +234,7 @@ def plot_mse(comparison: pd.DataFrame, *, unit: str = look.UNIT, figsize=None) -
     names = list(pd.unique(comparison["estimator"]))
     styles, width = _method_styles(names), 0.84 / len(names)
     table = comparison.set_index(["estimator", "size_bin"])
-    exponent = int(np.floor(np.log10(comparison["mse"].max())))
-    number = f"{{:,.{max(2 - exponent, 0)}f}}" if -4 < exponent < 6 else "{:.1e}"
+    number = _three_digits(comparison["mse"].max())
     fig, ax = look.subplots(figsize=figsize)
     for i, name in enumerate(names):
         rows = table.loc[name].reindex(bins)
@@ -249,7 +254,7 @@ def plot_mse(comparison: pd.DataFrame, *, unit: str = look.UNIT, figsize=None) -
                     textcoords="offset points",
                     ha="center",
                     va="bottom",
-                    fontsize=6.5,
+                    fontsize=6,
                     rotation=90 if len(names) * len(bins) > 16 else 0,
                 )
     ax.set_xticks(range(len(bins)), bins)
@@ -277,6 +282,8 @@ def plot_coverage_width(
     """
     styles, rng = _method_styles(estimates_by_name), np.random.default_rng(0)
     k = len(styles)
+    widths = [(f["ci_upper"] - f["ci_lower"]).mean() for f in estimates_by_name.values()]
+    number = _three_digits(max(widths))
     lanes = np.linspace(0.3, -0.3, k) if k > 1 else np.zeros(1)
     fig, ax = look.subplots(figsize=figsize)
     for (name, frame), lane in zip(estimates_by_name.items(), lanes, strict=True):
@@ -289,7 +296,7 @@ def plot_coverage_width(
             at = level + lane
             ax.plot([width.mean()] * 2, [at - 0.3 / k, at + 0.3 / k], color=look.INK, linewidth=1.8)
         margin = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": 7.5}
-        rate = f"{covered.mean():.1%} covered\nmean width {width.mean():.3g}"
+        rate = f"{covered.mean():.1%} covered\nmean width {number.format(width.mean())}"
         ax.text(1.02, 1 + lane, f"{look.label(name)}\n{rate}", **margin)
         ax.text(1.02, lane, f"{(~covered).sum():,} of {len(frame):,} missed", **margin)
     ax.axhline(0.5, color=look.FAINT, linewidth=0.8)
@@ -299,13 +306,10 @@ def plot_coverage_width(
     ax.grid(False, axis="y")
     look.log_x(ax, f"Width of the {LEVEL:.0%} interval ({unit})")
     ax.set_ylabel("Is the true effect inside the interval?")
-    handles = [
-        look.key(look.label(n), color=c, marker=m, linestyle="") for n, (c, m) in styles.items()
-    ]
-    handles.append(
-        look.key("mean width", color=look.INK, marker="|", linestyle="", markeredgewidth=1.8)
-    )
-    look.below(fig, handles, ncols=min(len(handles), 4))
+    tick = {"color": look.INK, "marker": "|", "markeredgewidth": 1.8}
+    keys = [(look.label(n), {"color": c, "marker": m}) for n, (c, m) in styles.items()]
+    keys = [look.key(n, linestyle="", **how) for n, how in (*keys, ("mean width", tick))]
+    look.below(fig, keys, ncols=min(len(keys), 4))
     return fig
 
 
@@ -343,19 +347,18 @@ def plot_creators(
             low, high = row[f"ci_lower_{kind}"], row[f"ci_upper_{kind}"]
             ax.plot([x, x], [low, high], color=colour, linewidth=1.8, zorder=3)
             ax.plot(x, row[f"effect_hat_{kind}"], color=colour, marker=marker, ms=5, zorder=4)
-        name = "" if pd.isna(row["n_total"]) else f"\nn = {row['n_total']:,.0f}"
-        ax.set_title(
-            f"{look.label(row['creator_id'], 15)}\n{look.label(row['genre'], 15)}{name}", size=7
-        )
+        lines = [look.label(row["creator_id"], 15), look.label(row["genre"], 15)]
+        lines += [] if pd.isna(row["n_total"]) else [f"n = {row['n_total']:,.0f}"]
+        ax.set_title("\n".join(lines), size=7)
         ax.grid(False, axis="x")
     axes[0, 0].set_xlim(-0.6, 1.6)
     axes[0, 0].set_xticks([0, 1], ["plain", "pooled"])
     for i, ax in enumerate(axes.flat):
         ax.set_visible(i < count)
-        ax.tick_params(labelbottom=i + cols >= count)
+        ax.tick_params(axis="x", labelbottom=i + cols >= count, labelsize=7)
     fig.supylabel(f"Effect of the treatment ({unit})", size=8.5)
     keys = [
-        look.key(f"plain ± {LEVEL:.0%} CI", color=look.BLUE, marker="o", linewidth=1.8),
+        look.key(f"plain, {LEVEL:.0%} CI", color=look.BLUE, marker="o", linewidth=1.8),
         look.key(f"pooled, {LEVEL:.0%} CrI", color=look.ORANGE, marker="D", linewidth=1.8),
         *([look.key("true effect", **look.TRUTH)] if truth is not None else []),
         look.key("genre mean", color=look.SOFT, linestyle=(0, (4, 2))),
@@ -424,7 +427,9 @@ def plot_readouts(
     width = matplotlib.rcParams["figure.figsize"][0]
     fig, ax = look.subplots(figsize=figsize or (width, 1.3 + 0.165 * max(count, 8)))
     look.no_effect(ax)
-    plain = ax.scatter(shown["plain"], y, s=16, marker="x", color=look.FAINT, linewidth=1, zorder=4)
+    plain = ax.scatter(
+        shown["plain"], y, s=16, marker="x", color=look.FAINT, linewidth=1, zorder=2.5
+    )
     keys = []
     for verdict, (colour, marker) in _VERDICTS.items():
         mine = (shown["verdict"] == verdict).to_numpy()
@@ -448,7 +453,7 @@ def plot_readouts(
         notes.append(f"{count} of {len(have):,} creators, evenly spaced by pooled effect")
     if len(have) < len(readouts):
         notes.append(f"{len(readouts) - len(have):,} that could not be estimated left out")
-    ax.set_title("; ".join(notes), loc="left", fontsize=7.5, color=look.SOFT)
+    ax.set_title("\n".join(notes), loc="left", fontsize=7.5, color=look.SOFT)
     plain.set_label("plain estimate")
     look.below(fig, [*keys, plain], ncols=4)
     return fig
@@ -471,7 +476,7 @@ def plot_halves(table: pd.DataFrame, *, unit: str = look.UNIT, figsize=None) -> 
     middle = table["held_out"].median()
     kinds = (
         ("predicted_plain", "Plain estimate", _METHODS["no pooling"]),
-        ("predicted", "Pooled estimate", _METHODS["hbm"]),
+        ("predicted", "Pooled estimate", _METHODS["partial pooling"]),
     )
     for ax, (column, name, style) in zip(axes, kinds, strict=True):
         same = ax.axline((middle, middle), slope=1, color=look.INK, linewidth=1)

@@ -158,6 +158,8 @@ def plot_trace(idata, *, unit: str = look.UNIT, figsize=None) -> Figure:
             line = _chain_line(i)
             _density(left, draws, positive=positive, fill=False, **line)
             right.plot(draws, color=line["color"], linewidth=0.35, alpha=0.6)
+        left.set_ylabel("Density", fontsize=7)
+        left.set_xlim(right.get_ylim())
         left.set_xlabel(_axis_name(name, unit))
         right.set_ylabel(f"{name}\n({unit})", fontsize=7)
         right.tick_params(labelbottom=name == names[-1])
@@ -179,38 +181,46 @@ def _chain_keys(posterior) -> list[Line2D]:
 
 
 @look.house
-def plot_rank(idata, *, figsize=None) -> Figure:
-    """Draw how each chain's ranks among all draws depart from uniform.
+def plot_rank(idata, *, bins: int = 10, figsize=None) -> Figure:
+    """Draw how the ranks of each chain's draws among all draws are spread (Vehtari et al. 2021).
 
-    Chains that explore the same distribution stay inside the band, which holds all of them at
-    once with 95 % probability (Säilynoja et al. 2022). Draws are thinned first, since the band
-    is one for independent draws.
+    Chains that explore the same distribution have the same number of draws in every tenth, but
+    for chance: all bars of a panel stay inside the band with a probability of 95 % or more
+    (hypergeometric, Bonferroni). Draws are thinned first, since the band is one for
+    independent draws; by the effective sample size within chains, since that over all chains
+    falls when they disagree, and would thin away what is to be seen.
     """
-    from arviz_stats import thin
-    from arviz_stats.ecdf_utils import ecdf_pit
-    from scipy.stats import rankdata
+    import arviz as az
+    from scipy.stats import hypergeom, rankdata
 
     posterior = idata["posterior"].dataset
     names = _free_hyperparameters(posterior)
-    thinned = thin(posterior[names])
-    thinned = thinned.isel(draw=slice(None, None, -(-thinned.sizes["draw"] // 200)))
+    each = [posterior[names].isel(chain=[i]) for i in range(posterior.sizes["chain"])]
+    ess = min(float(az.ess(chain).to_array().min()) for chain in each)
+    step = int(np.ceil(posterior.sizes["draw"] / max(ess, 1)))
+    thinned = posterior[names].isel(draw=slice(None, None, step))
     chains, draws = thinned.sizes["chain"], thinned.sizes["draw"]
-    x, _, low, high = ecdf_pit(np.linspace(0, 1, draws), LEVEL, 500, n_chains=chains)
+    edges = np.linspace(0, chains * draws, bins + 1).astype(int)
+    tail = (1 - LEVEL) / (2 * bins * chains)
+    low, high = (hypergeom.ppf(p, chains * draws, np.diff(edges), draws) for p in (tail, 1 - tail))
+    share = edges / edges[-1]
+    middle = (share[1:] + share[:-1]) / 2
     fig, axes = look.subplots(
         1, len(names), figsize=figsize, taller=0.75, squeeze=False, sharey=True, sharex=True
     )
     for ax, name in zip(axes[0], names, strict=True):
         values = thinned[name].transpose("chain", "draw").values
-        ranks = rankdata(values).reshape(values.shape) / values.size
-        ax.fill_between(x, low - x, high - x, step="mid", color=look.FAINT, alpha=0.3, linewidth=0)
-        look.no_effect(ax, "y")
+        ranks = rankdata(values, method="ordinal").reshape(values.shape)
+        ax.stairs(high, share, baseline=low, fill=True, color=look.FAINT, alpha=0.3)
+        ax.axhline(draws / bins, color=look.FAINT, linewidth=0.9)
         for i, own in enumerate(ranks):
-            ecdf = np.searchsorted(np.sort(own), x, side="right") / draws
-            ax.plot(x, ecdf - x, drawstyle="steps-mid", **_chain_line(i))
+            counts = np.histogram(own, edges + 0.5)[0]
+            marker = {"marker": look.MARKERS[i % len(look.MARKERS)], "markersize": 3}
+            ax.plot(middle, counts, **marker, **_chain_line(i))
         ax.set_title(_HYPERPARAMETERS[name])
         ax.set_xlabel("Rank among all draws (share)")
-    axes[0, 0].set_ylabel("Share of the chain up to here\n− uniform share")
-    band = Patch(color=look.FAINT, alpha=0.4, label=f"{LEVEL:.0%} simultaneous band")
+    axes[0, 0].set_ylabel(f"Draws of the chain\nin each of {bins} bins")
+    band = Patch(color=look.FAINT, alpha=0.4, label=f"{LEVEL:.0%} band")
     look.below(fig, [*_chain_keys(posterior), band], ncols=5)
     return fig
 
