@@ -108,7 +108,7 @@ def execute(project, chapter, parameters):
     outputs = run(folder, todo, options) if todo else []
     if not parameters:
         shelf.parent.mkdir(exist_ok=True)
-        draft = shelf.with_suffix(".new")
+        draft = shelf.with_suffix(f".{os.getpid()}")
         draft.write_text(json.dumps({"key": key, "outputs": outputs}), "utf-8")
         draft.replace(shelf)
     return outputs, False

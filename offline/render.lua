@@ -14,7 +14,10 @@ local function raw(text) return pandoc.RawBlock(book.target, text) end
 local function inlines(markdown)
   return pandoc.utils.blocks_to_inlines(pandoc.read(markdown or "", "markdown").blocks)
 end
-local function html(content) return (pandoc.write(pandoc.Pandoc { pandoc.Plain(content) }, "html5")) end
+local function markup(content)
+  local text = pandoc.write(pandoc.Pandoc { pandoc.Plain(content) }, typst and "typst" or "html5")
+  return (text:gsub("%s+$", ""))
+end
 local function quote(text) return '"' .. text:gsub('[\\"]', "\\%0"):gsub("\n", "\\n") .. '"' end
 local function escape(text)
   return (text:gsub("[&<>\"]", { ["&"] = "&amp;", ["<"] = "&lt;", [">"] = "&gt;", ['"'] = "&quot;" }))
@@ -355,7 +358,7 @@ local function full_title(page)
 end
 
 local function item(page, from)
-  return page and { href = from.up .. page.href, number = page.number, title = html(page.title),
+  return page and { href = from.up .. page.href, number = page.number, title = markup(page.title),
     current = page == from or nil }
 end
 
@@ -363,7 +366,7 @@ local function contents(from)
   local groups = pandoc.List {}
   for i, page in ipairs(book.pages) do
     if i == 1 or page.part ~= book.pages[i - 1].part then
-      groups:insert { part = page.part and html(inlines(page.part)), pages = pandoc.List {} }
+      groups:insert { part = page.part and markup(inlines(page.part)), pages = pandoc.List {} }
     end
     groups[#groups].pages:insert(item(page, from))
   end
@@ -372,10 +375,10 @@ end
 
 local function html_page(i, page, template)
   local title = pandoc.utils.stringify(full_title(page))
-  local variables = { title = html(full_title(page)), up = page.up, file = page.file,
+  local variables = { title = markup(full_title(page)), up = page.up, file = page.file,
     pagetitle = escape(page == book.pages[1] and book.title or title .. " – " .. book.title),
     description = escape(page.meta.description or book.description or ""),
-    subtitle = html(inlines(page.meta.subtitle)), abstract = html(inlines(page.meta.abstract)),
+    subtitle = markup(inlines(page.meta.subtitle)), abstract = markup(inlines(page.meta.abstract)),
     anchor = page.anchor, groups = contents(page), is_book = book.is_book, front = i == 1 and book.is_book or nil,
     previous = book.is_book and item(book.pages[i - 1], page),
     next = book.is_book and item(book.pages[i + 1], page), book = book.facts }
@@ -400,6 +403,11 @@ local function typst_book(template)
     template = template, variables = { book = book.facts, toc = book.toc, is_book = book.is_book } }))
 end
 
+local facts = book.facts
+facts.plain_title, facts.plain_author = quote(book.title), quote(facts.author or "")
+for _, key in ipairs { "title", "subtitle", "author" } do
+  facts[key] = facts[key] and markup(inlines(facts[key]))
+end
 for _, page in ipairs(book.pages) do open_page(page) end
 cite_all()
 for _, page in ipairs(book.pages) do

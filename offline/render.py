@@ -70,6 +70,7 @@ def description(project, pages):
     book, config = project.book, project.config
     html, paper = project.html or {}, project.typst or {}
     title = book.get("title") or pages[0]["meta"].get("title", "")
+    authors = book.get("author") or []
     main = f"{book.get('output-file') or (title if project.is_book else 'index')}.pdf"
     names = config.get("bibliography") or []
     repo, actions = book.get("repo-url", "").rstrip("/"), book.get("repo-actions") or []
@@ -77,7 +78,7 @@ def description(project, pages):
     facts = {
         "title": title,
         "subtitle": book.get("subtitle"),
-        "author": book.get("author"),
+        "author": authors if isinstance(authors, str) else ", ".join(authors) or None,
         "date": project.date_text(),
         "pdf": main if project.typst is not None else None,
         "edit": edit if "edit" in actions else None,

@@ -19,7 +19,7 @@ from offline.__main__ import main
 QUARTO = """
 project: {type: book, output-dir: _output, execute-dir: project}
 book:
-  title: "Little & large"
+  title: "Little & \\"large\\" #1"
   subtitle: "A book for tests"
   author: "Ann Author"
   date: last-modified
@@ -289,6 +289,7 @@ def test_page_frame(front, first):
     assert "Of several" in first.text
     assert "What it holds." in first.text
     assert "Ann Author · 3 May 2024" in front.text
+    assert "Little & “large” #1" in front.text
 
 
 def test_numbers_and_references(front, first):
@@ -372,7 +373,7 @@ def test_blocks(first):
 
 
 def test_pdf(pdf, paper):
-    assert pdf.metadata.title == "Little & large"
+    assert pdf.metadata.title == 'Little & "large" #1'
     assert pdf.metadata.author == "Ann Author"
     for text in (
         "Contents",
