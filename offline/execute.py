@@ -118,14 +118,10 @@ def fingerprint(project, chapter, todo):
     """Changes with anything that may change the outputs: code, packages, data, versions."""
     packages = {init.parent.name for init in project.root.glob("*/__init__.py")}
     rooms = ["data", "requirements.lock", "_quarto.yml", *packages - {"tests", "offline"}]
-    listed = project.git("ls-files", "-co", "--exclude-standard", "--", *rooms).splitlines()
-    if not listed:
-        found = [
-            path
-            for room in rooms
-            for path in [project.root / room, *(project.root / room).rglob("*")]
-        ]
-        listed = [str(path.relative_to(project.root)) for path in found]
+    listed = project.git("ls-files", "-zco", "--exclude-standard", "--", *rooms).split("\0")
+    if not any(listed):
+        inside = [path for room in rooms for path in (project.root / room).rglob("*")]
+        listed = [*rooms, *(path.relative_to(project.root).as_posix() for path in inside)]
     digest = hashlib.sha256(Path(__file__).read_bytes())
     code = [(source, may_fail) for source, _, _, may_fail in todo]
     digest.update(repr((sys.version, code, chapter.meta)).encode())
@@ -144,6 +140,9 @@ def run(cwd, todo, options):
         coalesce_streams=True,
         km=AsyncKernelManager(kernel_spec_manager=ThisPython()),
         timeout=None,
+        startup_timeout=300,
+        iopub_timeout=60,  # the default of 4 s loses outputs on a busy machine
+        raise_on_iopub_timeout=True,
         resources={"metadata": {"path": str(cwd)}},
     )
     outputs = []
