@@ -27,7 +27,7 @@ from hbm.gaussian import (
 from hbm.quadrature import TINY, Grid, Likelihood, Sums, inner_grid
 
 #: Largest change of a probability that doubling the number of nodes may make.
-TOLERANCE = 1e-8
+TOLERANCE = 1e-7
 
 #: Probability of the nodes that are left out altogether.
 NEGLIGIBLE = 1e-9
@@ -114,7 +114,7 @@ def gauss_rule(grid: Grid, tolerance: float = TOLERANCE) -> Rule:
             doubled[axis] = min(2 * orders[axis], sizes[axis])
             errors.append(np.abs(candidate.probabilities(tuple(doubled), at) - value).max())
         finer = tuple(
-            min(2 * order, size) if error > tolerance else order
+            min(max(order + 1, 3 * order // 2), size) if error > tolerance else order
             for order, size, error in zip(orders, sizes, errors, strict=True)
         )
         if finer == orders or max(finer) > _MAX_ORDER:

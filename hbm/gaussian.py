@@ -197,9 +197,17 @@ def mixture_moments(moments: Moments, weights: np.ndarray | None = None) -> Mome
     weights : ndarray, shape (draw,), optional
         Weights of the components, summing to 1; equal when omitted.
     """
-    mean = np.average(moments.mean, axis=0, weights=weights)
-    spread = np.average(np.square(moments.mean - mean), axis=0, weights=weights)
-    return Moments(mean, np.average(moments.var, axis=0, weights=weights) + spread)
+    weights = _equal_unless_given(weights, moments)
+    # Centred at a component, so that means far from 0 lose no digits.
+    away = moments.mean - moments.mean[0]
+    mean = weights @ away
+    spread = weights @ np.square(away - mean)
+    return Moments(mean + moments.mean[0], weights @ moments.var + spread)
+
+
+def _equal_unless_given(weights: np.ndarray | None, moments: Moments) -> np.ndarray:
+    n = len(moments.mean)
+    return np.full(n, 1 / n) if weights is None else np.asarray(weights, float)
 
 
 def mixture_cdf(
@@ -207,7 +215,7 @@ def mixture_cdf(
 ) -> np.ndarray:
     """Return P(unit <= x) under a mixture of normals over the first axis, shape ``(unit,)``."""
     z = (x - moments.mean) / np.sqrt(moments.var)
-    return np.average(ndtr(z), axis=0, weights=weights)
+    return _equal_unless_given(weights, moments) @ ndtr(z)
 
 
 def mixture_quantile(
@@ -221,7 +229,7 @@ def mixture_quantile(
     result is good to about 1e-10 of them.
     """
     mean, sd = moments.mean, np.sqrt(moments.var)
-    weights = np.full(len(mean), 1 / len(mean)) if weights is None else weights
+    weights = _equal_unless_given(weights, moments)
     overall, z = mixture_moments(moments, weights), ndtri(probability)
     scale = np.sqrt(overall.var)
     enough = 1e-4 * sd.min(axis=0)

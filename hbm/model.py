@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -48,7 +49,8 @@ _SAMPLE_STATS = {
     "mean_tree_accept": "acceptance_rate",
 }
 
-_BLOCK = 4_000_000
+#: Values (draws or nodes x creators) that a thread works on at a time, within its cache.
+_BLOCK = 100_000
 
 
 class Mixture(NamedTuple):
@@ -326,9 +328,8 @@ def extract_hbm_estimates(idata, summaries: pd.DataFrame, *, check: bool = True)
     genre, sigma_creator, weights = mixture(idata)
     lower, upper = tail_probabilities(LEVEL)
     columns = {name: np.empty(len(data.se)) for name in _ESTIMATED}
-    step = max(1, _BLOCK // len(sigma_creator))
-    for start in range(0, len(data.se), step):
-        block = slice(start, start + step)
+
+    def fill(block: slice) -> None:
         moments = creator_moments(data.take(block), genre, sigma_creator)
         overall = mixture_moments(moments, weights)
         columns["effect_hat"][block] = overall.mean
@@ -340,6 +341,10 @@ def extract_hbm_estimates(idata, summaries: pd.DataFrame, *, check: bool = True)
         columns["p_positive"][block] = mixture_cdf(mirrored, 0.0, weights)
         pull = shrinkage_factor(data.se[block], sigma_creator)
         columns["shrinkage"][block] = np.average(pull, axis=0, weights=weights)
+
+    step = max(1, _BLOCK // len(sigma_creator))
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(fill, (slice(i, i + step) for i in range(0, len(data.se), step))))
     estimates = pd.DataFrame({name: data.unsort(values) for name, values in columns.items()})
     genres = idata["posterior"].dataset["genre"].values
     estimates.insert(0, "creator_id", summaries["creator_id"].to_numpy())
