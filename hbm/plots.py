@@ -263,7 +263,7 @@ def plot_mse(comparison: pd.DataFrame, *, unit: str = look.UNIT, figsize=None) -
     ax.grid(False, axis="x")
     ax.set_xlabel("Creators by number of users n")
     ax.set_ylabel(f"Mean squared error, ({unit})²")
-    look.below(fig, ncols=min(len(names), 4))
+    look.below(fig, ncols=3 if len(names) in (5, 6) else 4)
     return fig
 
 

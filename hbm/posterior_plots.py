@@ -45,7 +45,10 @@ def _density_axis(ax) -> None:
 
 def _free_hyperparameters(posterior) -> list[str]:
     """Names of the hyperparameters that were not fixed."""
-    return [n for n in _HYPERPARAMETERS if n in posterior and np.ptp(posterior[n].values) > 0]
+    names = [n for n in _HYPERPARAMETERS if n in posterior and np.ptp(posterior[n].values) > 0]
+    if not names:
+        raise ValueError("the posterior holds no draws of hyperparameters: fit with draws > 0")
+    return names
 
 
 def _axis_name(name: str, unit: str) -> str:

@@ -20,7 +20,7 @@ from hbm import look, plots
 from hbm.baselines import complete_pooling_estimates, no_pooling_estimates
 from hbm.data import generate_experiment_data, summarize_creators
 from hbm.priors import Priors
-from hbm.validation import compare_estimators, coverage_by_distance, oracle_estimates
+from hbm.validation import ESTIMATORS, compare_estimators, coverage_by_distance, oracle_estimates
 
 ODD = ("<script>", "$x_1$ {\\frac", "_hidden")
 
@@ -60,7 +60,7 @@ def build(genres, n_creators_per_genre):
     summaries = summarize_creators(users)
     plain, complete = no_pooling_estimates(summaries), complete_pooling_estimates(summaries)
     pooled = oracle_estimates(summaries, truth)
-    named = {"no pooling": plain, "complete pooling": complete, "HBM": pooled}
+    named = {"no pooling": plain, "complete pooling": complete, "partial pooling": pooled}
     readouts = summaries[["creator_id", "genre", "n_total"]].assign(
         plain=plain["effect_hat"],
         plain_lower=plain["ci_lower"],
@@ -105,7 +105,7 @@ FIGURES = {
     "shrinkage": lambda d: plots.plot_shrinkage(d.plain, d.pooled, d.genre_means),
     "mse": lambda d: plots.plot_mse(d.comparison),
     "coverage_width": lambda d: plots.plot_coverage_width(d.named, d.truth),
-    "creators": lambda d: plots.plot_creators(d.plain, d.pooled, d.genre_means, d.truth),
+    "creators": lambda d: plots.plot_creators(d.plain, d.pooled, d.genre_means, d.truth, 4),
     "genre_posteriors": lambda d: plots.plot_genre_posteriors(d.idata, d.complete, d.truth),
     "hyperparameters": lambda d: plots.plot_hyperparameters(d.idata, d.truth, Priors()),
     "trace": lambda d: plots.plot_trace(d.idata),
@@ -163,34 +163,28 @@ def points(ax):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_figure_is_whole(name, data):
-    fig = FIGURES[name](data)
+    with plt.rc_context({"figure.figsize": (6.3, 3.9)}):  # the PDF's, the smaller of the two
+        fig = FIGURES[name](data)
     assert isinstance(fig, Figure)
     assert not plt.get_fignums()  # or a notebook would show it twice
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a layout that does not fit warns
-        png(fig)
+        fig.draw_without_rendering()
+    drawn, (width, height) = fig.get_tightbbox(), fig.get_size_inches()
+    assert width == 6.3
+    assert min(drawn.x0, drawn.y0) > -0.01  # nothing is cut off
+    assert drawn.x1 < width + 0.01
+    assert drawn.y1 < height + 0.01
+
     shown = [ax for ax in fig.axes if ax.get_visible()]
     bottom = [ax for ax in shown if ax.get_subplotspec().is_last_row()]
-    named = fig.get_supxlabel() or name == "creators"  # there the ticks are words
+    named = name == "creators"  # there the ticks are words
     assert named or all(ax.get_xlabel() for ax in bottom)
     assert fig.get_supylabel() or shown[0].get_ylabel()
     if name not in UNITLESS:
-        labels = [fig.get_supylabel()] + [
-            t for ax in shown for t in (ax.get_xlabel(), ax.get_ylabel())
-        ]
+        labels = [fig.get_supylabel(), *(ax.get_xlabel() for ax in shown)]
+        labels += [ax.get_ylabel() for ax in shown]
         assert any("dollars per user" in label for label in labels)
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_nothing_is_cut_off_the_figure(name, data):
-    for size in ((7, 4.2), (6.3, 3.9)):
-        with plt.rc_context({"figure.figsize": size}):
-            fig = FIGURES[name](data)
-        fig.draw_without_rendering()
-        drawn, (width, height) = fig.get_tightbbox(), fig.get_size_inches()
-        assert min(drawn.x0, drawn.y0) > -0.01
-        assert drawn.x1 < width + 0.01
-        assert drawn.y1 < height + 0.01
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -237,6 +231,14 @@ def test_names_from_data_are_text_in_both_themes(odd):
 @pytest.mark.parametrize("name", FIGURES)
 def test_one_genre_and_two_creators(name):
     png(FIGURES[name](build(("comedy",), 2)))
+
+
+def test_every_method_of_the_book_has_its_own_look():
+    styles = plots._method_styles(ESTIMATORS)
+    assert styles == {name: plots._METHODS[name] for name in ESTIMATORS}
+    assert len(set(styles.values())) == len(ESTIMATORS)
+    strangers = plots._method_styles(["no pooling", "a", "b"])
+    assert len(set(strangers.values())) == 3
 
 
 def test_more_genres_than_colours_stay_apart():
@@ -549,6 +551,14 @@ def test_hyperparameters_plot(data):
         prior_x, prior_y = curves[1].get_data()
         np.testing.assert_allclose(prior_y, getattr(Priors(), name).scipy().pdf(prior_x))
     assert "prior" not in texts(plots.plot_hyperparameters(data.idata, data.truth))
+
+
+def test_a_posterior_without_draws_is_refused(data):
+    bare = data.idata.copy()
+    bare["posterior"] = bare["posterior"].to_dataset()[["mu_genre"]]
+    for draw in (plots.plot_hyperparameters, plots.plot_trace, plots.plot_rank):
+        with pytest.raises(ValueError, match="fit with draws > 0"):
+            draw(bare)
 
 
 def test_a_fixed_hyperparameter_is_left_out(data):
