@@ -159,7 +159,11 @@ local function float(id, content, caption, kind)
   local long = #caption > 0 and pandoc.Blocks { pandoc.Plain(caption) } or pandoc.Blocks {}
   if typst and kind == "tbl" and #content == 1 and content[1].t == "Table" then
     content[1].identifier, content[1].caption = id, { long = long }
-    return content[1], false
+    if #content[1].bodies[1].body > 20 then -- only a long table may break over pages
+      content:insert(1, raw "#[#show figure: set block(breakable: true)")
+      content:insert(raw "]")
+    end
+    return content, false
   elseif typst then
     return pandoc.Figure(content, { long = long }, { id = id }), false
   end
