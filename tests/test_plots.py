@@ -235,7 +235,7 @@ def test_one_genre_and_two_creators(name):
 
 def test_every_method_of_the_book_has_its_own_look():
     styles = plots._method_styles(ESTIMATORS)
-    assert styles == {name: plots._METHODS[name] for name in ESTIMATORS}
+    assert set(map(str.lower, ESTIMATORS)) == set(plots._METHODS)
     assert len(set(styles.values())) == len(ESTIMATORS)
     strangers = plots._method_styles(["no pooling", "a", "b"])
     assert len(set(strangers.values())) == 3
@@ -424,7 +424,7 @@ def test_mse_plot(data):
     for name, drawn in zip(data.named, whiskers, strict=True):
         lengths = [np.ptp(path.vertices[:, 1]) for path in drawn.get_paths()]
         np.testing.assert_allclose(lengths, 2 * table.loc[name].loc[bins, "mse_se"])
-    assert f"{table.loc[('HBM', 'all creators'), 'mse']:.3f}" in texts(fig)
+    assert f"{table.loc[('partial pooling', 'all creators'), 'mse']:.3f}" in texts(fig)
 
 
 def test_mse_plot_without_errors_and_with_empty_bins(data):
