@@ -104,7 +104,9 @@ def gauss_rule(grid: Grid, tolerance: float = TOLERANCE) -> Rule:
     """
     sizes = grid.log_weight.shape
     candidate = _Candidates(grid)
-    orders = tuple(min(2, size) for size in sizes)
+    # Where there are many creators the posterior is narrow and a few nodes do; and they cost.
+    first = (4, 6) if len(candidate.plane.likelihood.effect) < 10_000 else (2, 2)
+    orders = tuple(min(pair) for pair in zip(first, sizes, strict=True))
     at = candidate.positions(orders)
     while True:
         value = candidate.probabilities(orders, at)
@@ -141,8 +143,9 @@ class _Candidates:
 
     def __init__(self, grid: Grid):
         self.plane, self.n_inner = grid.plane, grid.log_weight.shape[1]
-        self.value = self.plane.values(grid.nodes)[0][:, 0]
-        self.marginal = np.exp(logsumexp(grid.log_weight, axis=1))
+        value = self.plane.values(grid.nodes)[0][:, 0]
+        marginal = np.exp(logsumexp(grid.log_weight, axis=1))
+        self.outer_rule = _Gauss(value[None], marginal[None])
         self.outer = cache(self._outer)
         self.rule = cache(self._rule)
         likelihood = self.plane.likelihood
@@ -157,19 +160,19 @@ class _Candidates:
         )
 
     def _outer(self, order: int):
-        """Outer nodes, and the inner distribution at each of them."""
+        """Weights and rows of the outer nodes, and the inner rules at each of them."""
         plane = self.plane
-        value, weight = (part[0] for part in _gauss(self.value[None], self.marginal[None], order))
+        value, weight = (part[0] for part in self.outer_rule(order))
         y = plane.outer.coordinate(value, plane.unit)
         rows, nodes, log_weight = inner_grid(plane, y, self.n_inner - 1)
         conditional = np.exp(log_weight - logsumexp(log_weight, axis=1, keepdims=True))
-        return weight, rows, plane.values(nodes)[1], conditional
+        return weight, rows, _Gauss(plane.values(nodes)[1], conditional, plane.inner_scale)
 
     def _rule(self, orders: tuple[int, int]) -> tuple[Rule, Moments]:
         """Return a rule and the moments of the probed genres and creators."""
-        weight, rows, value, conditional = self.outer(orders[0])
+        weight, rows, inner_rule = self.outer(orders[0])
         plane = self.plane
-        inner, inner_weight = _gauss(value, conditional, orders[1], plane.inner_scale)
+        inner, inner_weight = inner_rule(orders[1])
         nodes = plane.nodes(rows, plane.inner_coordinate(rows, inner))
         weight = (weight[:, None] * inner_weight).ravel()
         rule = Rule(*(part.ravel() for part in nodes[:4]), weight)
@@ -192,41 +195,47 @@ class _Candidates:
         return np.array([mixture_cdf(moments, x, rule.weight) for x in at])
 
 
-def _gauss(value: np.ndarray, weight: np.ndarray, order: int, scale=None):
-    """Gauss nodes and weights of discrete distributions, one a row (Lanczos).
+class _Gauss:
+    """Gauss rules of discrete distributions, one a row, of any order (Lanczos).
 
     Parameters
     ----------
     value, weight : ndarray, shape (row, node)
         Positive values, and their probabilities.
-    order : int
     scale : float, optional
-        The rule is taken in x = value² / (value² + scale), where scale is the mean of value²
+        The rules are taken in x = value² / (value² + scale), where scale is the mean of value²
         if omitted.
     """
-    squared = np.square(value)
-    if scale is None:
-        scale = (weight * squared).sum(axis=1, keepdims=True)
-    if order == 1:
-        return value[:, :1], np.ones((len(value), 1))
-    x = squared / (squared + scale)
-    center = (weight * x).sum(axis=1, keepdims=True)
-    spread = np.sqrt((weight * np.square(x - center)).sum(axis=1, keepdims=True))
-    standard = (x - center) / spread
-    basis = np.zeros((len(x), order, x.shape[1]))
-    basis[:, 0] = np.sqrt(weight)
-    diagonal, beside = np.zeros((len(x), order)), np.zeros((len(x), order - 1))
-    for k in range(order):
-        image = standard * basis[:, k]
-        diagonal[:, k] = (image * basis[:, k]).sum(axis=1)
-        if k + 1 == order:
-            break
-        known = basis[:, : k + 1]
+
+    def __init__(self, value: np.ndarray, weight: np.ndarray, scale: float | None = None):
+        squared = np.square(value)
+        self.first = value[:, :1]
+        self.scale = (weight * squared).sum(axis=1, keepdims=True) if scale is None else scale
+        x = squared / np.maximum(squared + self.scale, TINY)
+        self.center = (weight * x).sum(axis=1, keepdims=True)
+        self.spread = np.sqrt((weight * np.square(x - self.center)).sum(axis=1, keepdims=True))
+        self.standard = (x - self.center) / np.maximum(self.spread, TINY)
+        self.basis = [np.sqrt(weight)]
+        self.diagonal, self.beside = [], []
+
+    def __call__(self, order: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return nodes and weights, each of shape (row, order)."""
+        if order == 1:
+            return self.first, np.ones_like(self.first)
+        while len(self.diagonal) < order:
+            self._extend()
+        rows = zip(np.array(self.diagonal[:order]).T, np.array(self.beside[:order]).T, strict=True)
+        pairs = [lapack.dstev(diagonal, beside[:-1])[:2] for diagonal, beside in rows]
+        standard, vectors = (np.array(part) for part in zip(*pairs, strict=True))
+        x = np.clip(self.center + self.spread * standard, TINY, 1 - 1e-15)
+        return np.sqrt(self.scale * x / (1 - x)), np.square(vectors[:, 0, :])
+
+    def _extend(self) -> None:
+        """Add a row to the tridiagonal matrices of the recurrence."""
+        image = self.standard * self.basis[-1]
+        self.diagonal.append((image * self.basis[-1]).sum(axis=1))
+        known = np.stack(self.basis)
         for _ in range(2):  # twice is enough to stay orthogonal
-            image -= np.einsum("rk,rkn->rn", np.einsum("rkn,rn->rk", known, image), known)
-        beside[:, k] = np.sqrt(np.square(image).sum(axis=1))
-        basis[:, k + 1] = image / beside[:, k, None]
-    pairs = [lapack.dstev(*row)[:2] for row in zip(diagonal, beside, strict=True)]
-    standard, vectors = (np.array(part) for part in zip(*pairs, strict=True))
-    x = np.clip(center + spread * standard, TINY, 1 - 1e-15)
-    return np.sqrt(scale * x / (1 - x)), np.square(vectors[:, 0, :])
+            image -= np.einsum("kr,krn->rn", np.einsum("krn,rn->kr", known, image), known)
+        self.beside.append(np.sqrt(np.square(image).sum(axis=1)))
+        self.basis.append(image / np.maximum(self.beside[-1], TINY)[:, None])
