@@ -20,7 +20,7 @@ from hbm.gauss import genre_moments
 from hbm.gaussian import Estimates, Moments, creator_moments, mixture_cdf, mixture_quantile
 from hbm.intervals import LEVEL, tail_probabilities
 from hbm.priors import Normal
-from hbm.quadrature import Likelihood, Sums
+from hbm.quadrature import TINY, Likelihood, Sums
 
 #: A request for more drawn values than this has to be explicit: 10^7 doubles are 80 MB.
 MAX_VALUES = 10**7
@@ -269,12 +269,10 @@ class _Between:
             parts = _lagrange(where - rows[0])
         if "sigma_genre" in self.fixed:
             return np.full(n, self._fixed("sigma_genre")), np.exp(x)
-        inner = _Table(
-            np.log(self.genre / self.creator if self.polar else self.genre), self.log_weight
-        )
-        y = sum(
-            part * inner.quantile(row, shares[1]) for part, row in zip(parts, rows, strict=True)
-        )
+        ratio = self.genre / self.creator if self.polar else self.genre
+        inner = _Table(np.log(ratio), self.log_weight)
+        known = (inner.quantile(row, shares[1]) for row in rows)
+        y = sum(part * quantile for part, quantile in zip(parts, known, strict=True))
         if not self.polar:
             return np.exp(y), np.exp(x)
         angle = np.arctan(np.exp(y))
@@ -318,7 +316,7 @@ class _Table:
         rows = np.arange(len(after))
         low, high = self.value[rows, after - 1], self.value[rows, after]
         width = high - low
-        t = np.clip((x - low) / width, 0, 1)
+        t = np.clip((x - low) / np.maximum(width, TINY), 0, 1)
         start, end = self.share[rows, after - 1], self.share[rows, after]
         rise, fall = self.slope[rows, after - 1] * width, self.slope[rows, after] * width
         bend = 3 * (end - start)

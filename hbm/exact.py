@@ -14,11 +14,13 @@ import pandas as pd
 import xarray as xr
 
 from hbm.diagnostics import HYPERPARAMETERS
-from hbm.draws import draw_effects, likelihood_of
+from hbm.draws import MAX_VALUES, draw_effects, likelihood_of
 from hbm.gauss import RULE, Rule, gauss_rule
 from hbm.gaussian import Estimates, Moments
 from hbm.priors import Fixed, Priors
 from hbm.quadrature import integrate
+
+__all__ = ["MAX_VALUES", "components", "draw_effects", "fit_exact"]
 
 
 def fit_exact(
