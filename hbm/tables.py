@@ -11,6 +11,9 @@ import pandas as pd
 #: Characters that Markdown would read as markup inside a cell or a sentence.
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|$~^@&!\"'])")
 
+#: A column asks for no more room than this many characters; longer text wraps.
+_WIDEST = 40
+
 
 def escape(text: object) -> str:
     """Return text that shows as it is: ids and genres come from data and may be anything."""
@@ -50,14 +53,16 @@ def markdown_table(
     rename = rename or {}
     by_column = digits if isinstance(digits, Mapping) else {}
     default = 3 if by_column else digits
-    heads, marks, columns = [], [], []
+    columns = []
     for name in frame.columns:
         values = frame[name]
+        head = escape(rename.get(name, str(name).replace("_", " ")))
+        cells = [_cell(value, by_column.get(name, default)) for value in values]
+        # In a wide table the columns share the page in proportion to these dashes.
+        dashes = "-" * min(_WIDEST, max(3, *map(len, [*cells, *head.split()])))
         numeric = pd.api.types.is_numeric_dtype(values) and values.dtype != bool
-        heads.append(escape(rename.get(name, str(name).replace("_", " "))))
-        marks.append("---:" if numeric else ":---")
-        columns.append([_cell(value, by_column.get(name, default)) for value in values])
-    lines = [heads, marks, *zip(*columns, strict=True)]
+        columns.append([head, dashes + ":" if numeric else ":" + dashes, *cells])
+    lines = zip(*columns, strict=True)
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

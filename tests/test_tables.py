@@ -32,7 +32,7 @@ def test_numbers_are_aligned_and_formatted():
     )
     assert markdown_table(frame, digits=2).splitlines() == [
         "| creator id | n total | se | x | y |",
-        "| :--- | ---: | ---: | ---: | :--- |",
+        "| :------- | ------: | ----: | -----: | :--- |",
         "| 007 | 12,345 | 0.12 | −1.00 | – |",
     ]
 
@@ -42,6 +42,12 @@ def test_digits_and_headings_by_column():
     text = markdown_table(frame, digits={"a": 1}, rename={"b": "share"})
     assert text.splitlines()[0] == "| a | share | ok |"
     assert text.splitlines()[2] == "| 0.5 | 0.250 | yes |"
+
+
+def test_columns_of_a_wide_table_get_room_by_what_they_hold():
+    frame = pd.DataFrame({"n": [1], "text": ["word " * 30]})
+    marks = markdown_table(frame).splitlines()[1]
+    assert marks == "| ---: | :" + "-" * 40 + " |"
 
 
 def test_interval_text():
