@@ -130,6 +130,14 @@ def fit_hierarchical_model(
             chains=chains,
             random_seed=random_seed,
         )
+    if min(draws, tune, chains) < 1:
+        raise ValueError(f"draws, tune and chains must be >= 1, got {draws}, {tune}, {chains}")
+    if target_accept is not None and not 0 < target_accept < 1:
+        raise ValueError(f"target_accept must lie between 0 and 1, got {target_accept}")
+    if parameterization == "centered" and priors.sigma_genre == Fixed(0):
+        raise ValueError(
+            "centered needs sigma_genre > 0: genre effects without spread have no density"
+        )
     if draws * chains * len(summaries) > MAX_VALUES:
         raise ValueError(
             f"{draws * chains:,} draws of {len(summaries):,} creators would take "
@@ -170,7 +178,11 @@ def fit_hierarchical_model(
 
 
 def _marginal(data: Estimates, priors: Priors):
-    """Three hyperparameters; the density of the estimates is `hbm.gaussian.log_density`."""
+    """Three parameters; the density of the estimates is `hbm.gaussian.log_density`.
+
+    mu_global is sampled as its distance from its mean given the two standard deviations and the
+    data, in its standard deviations: as itself it is a funnel where the genres are few.
+    """
     import pymc as pm
     import pytensor.tensor as pt
 
@@ -178,16 +190,21 @@ def _marginal(data: Estimates, priors: Priors):
         return pt.zeros(data.n_genres)[data.genre_idx].inc(values)
 
     with pm.Model() as model:
-        hyper = {name: getattr(priors, name).pymc(name) for name in HYPERPARAMETERS}
-        v = 1 / (hyper["sigma_creator"] ** 2 + data.se**2)
+        sigma_genre = priors.sigma_genre.pymc("sigma_genre")
+        sigma_creator = priors.sigma_creator.pymc("sigma_creator")
+        v = 1 / (sigma_creator**2 + data.se**2)
         weight = by_genre(v)
         mean = by_genre(v * data.effect_hat) / weight
         residual = by_genre(pt.log(v) - v * (data.effect_hat - mean[data.genre_idx]) ** 2)
-        between = pm.Normal.dist(
-            hyper["mu_global"], pt.sqrt(hyper["sigma_genre"] ** 2 + 1 / weight)
-        )
         pm.Potential("within_genres", 0.5 * pt.sum(residual - pt.log(weight)))
-        pm.Potential("between_genres", pt.sum(pm.logp(between, mean)))
+
+        var, mu = sigma_genre**2 + 1 / weight, priors.mu_global
+        precision = 1 / mu.sigma**2 + pt.sum(1 / var)
+        center = (mu.mu / mu.sigma**2 + pt.sum(mean / var)) / precision
+        pm.Deterministic("mu_global", center + pm.Normal("mu_offset") / pt.sqrt(precision))
+        at_center = pt.sum(pm.logp(pm.Normal.dist(center, pt.sqrt(var)), mean))
+        prior = pm.logp(pm.Normal.dist(mu.mu, mu.sigma), center)
+        pm.Potential("between_genres", at_center + prior - 0.5 * pt.log(precision))
     return model
 
 
@@ -255,7 +272,7 @@ def _draw_effects(data: Estimates, sampled, random_seed: int) -> dict[str, np.nd
 
 def _coords(summaries: pd.DataFrame) -> dict[str, np.ndarray]:
     """Return the ids and names of the data as coordinates."""
-    genres = np.arange(summaries["genre_idx"].max() + 1).astype(str)
+    genres = np.arange(int(summaries["genre_idx"].max()) + 1).astype(str)
     if "genre" in summaries:
         names = summaries.groupby("genre_idx")["genre"].first()
         genres = names.to_numpy(dtype=object)
@@ -408,6 +425,8 @@ def _require_same_data(idata, summaries: pd.DataFrame) -> None:
     given = summaries["creator_id"].to_numpy()
     if len(fitted) != len(given) or not np.array_equal(fitted, given):
         raise ValueError("the posterior belongs to other creators than the summaries")
-    effects = idata["observed_data"]["effect_hat"].values
-    if not np.array_equal(effects, summaries["effect_hat"].to_numpy(float)):
-        raise ValueError("the posterior was fitted to other effects than the summaries hold")
+    for group, name in (("observed_data", "effect_hat"), ("constant_data", "se")):
+        if not np.array_equal(idata[group][name].values, summaries[name].to_numpy(float)):
+            raise ValueError(f"the posterior was fitted to another {name} than the summaries hold")
+    if not np.array_equal(idata["constant_data"]["genre_idx"].values, summaries["genre_idx"]):
+        raise ValueError("the posterior was fitted to another genre_idx than the summaries hold")
