@@ -60,7 +60,7 @@ def extract_hyper_estimates(idata: xr.DataTree) -> pd.DataFrame:
     -------
     DataFrame
         One row a hyperparameter: ``parameter, mean, se`` (posterior standard deviation),
-        ``lower, upper`` (equal-tailed 95 % interval), in the unit of the effects.
+        ``lower, upper`` (equal-tailed 95% interval), in the unit of the effects.
     """
     nodes = idata["quadrature"].dataset
     weight = np.exp(nodes["log_weight"].values)

@@ -1,4 +1,4 @@
-"""The one level and kind of interval: equal-tailed, 95 %."""
+"""The one level and kind of interval: equal-tailed, 95%."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ def tail_probabilities(level: float = LEVEL) -> tuple[float, float]:
 
 
 def normal_factor(level: float = LEVEL) -> float:
-    """Return the half width of a normal interval in standard errors (1.96 for 95 %)."""
+    """Return the half width of a normal interval in standard errors (1.96 for 95%)."""
     return float(ndtri(tail_probabilities(level)[1]))

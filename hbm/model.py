@@ -328,7 +328,7 @@ def extract_hbm_estimates(idata, summaries: pd.DataFrame, *, check: bool = True)
     DataFrame
         One row a creator, in the order of `summaries`: ``creator_id, genre, effect_hat``
         (posterior mean), ``se`` (posterior standard deviation), ``ci_lower, ci_upper``
-        (equal-tailed 95 % interval), ``n_total, p_positive, shrinkage``
+        (equal-tailed 95% interval), ``n_total, p_positive, shrinkage``
         (E[se² / (se² + sigma_creator²)]).
 
     Raises
@@ -397,7 +397,7 @@ def extract_genre_estimates(idata) -> pd.DataFrame:
     -------
     DataFrame
         One row a genre: ``genre, n_creators, mean, se`` (posterior standard deviation),
-        ``lower, upper`` (equal-tailed 95 % interval), ``p_positive``.
+        ``lower, upper`` (equal-tailed 95% interval), ``p_positive``.
     """
     genre, _, weights = mixture(idata)
     overall = mixture_moments(genre, weights)

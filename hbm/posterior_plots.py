@@ -188,7 +188,7 @@ def plot_rank(idata, *, bins: int = 10, figsize=None) -> Figure:
     """Draw how the ranks of each chain's draws among all draws are spread (Vehtari et al. 2021).
 
     Chains that explore the same distribution have the same number of draws in every tenth, but
-    for chance: all bars of a panel stay inside the band with a probability of 95 % or more
+    for chance: all bars of a panel stay inside the band with a probability of 95% or more
     (hypergeometric, Bonferroni). Draws are thinned first, since the band is one for
     independent draws; by the effective sample size within chains, since that over all chains
     falls when they disagree, and would thin away what is to be seen.

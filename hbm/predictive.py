@@ -194,7 +194,7 @@ def predictive_pvalues(
     -------
     DataFrame
         One row a statistic: ``statistic, observed, replicated, lower, upper, p_value``. The
-        middle three are mean and equal-tailed 95 % interval of the replicated, p_value is
+        middle three are mean and equal-tailed 95% interval of the replicated, p_value is
         P(replicated >= observed), ties counted half: near 0 or near 1 is a misfit. A fit to the
         same data makes values near 1/2 commoner than uniform (Gelman et al. 2013, 6.3).
     """

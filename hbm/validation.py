@@ -197,7 +197,7 @@ def coverage_by_distance(
 ) -> pd.DataFrame:
     """Coverage by how far a creator's effect lies from its genre's mean.
 
-    95 % is an average over creators: an interval that was pulled toward the genre misses those
+    95% is an average over creators: an interval that was pulled toward the genre misses those
     that are unlike their genre more often, and the others less often.
 
     Parameters
@@ -279,7 +279,7 @@ def comparison_table(comparison: pd.DataFrame) -> pd.DataFrame:
         ``0.0582 ± 0.0041`` (Monte Carlo error), ready for ``.to_markdown()``.
     """
     overall = next(iter(SIZE_BINS))
-    level = f"{100 * LEVEL:g} % intervals"
+    level = f"{100 * LEVEL:g}% intervals"
     rows = {f"MSE, {size_bin}": ("mse", size_bin, 4) for size_bin in SIZE_BINS}
     rows |= {
         f"Coverage of {level}": ("coverage", overall, 3),

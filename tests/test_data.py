@@ -272,7 +272,7 @@ def test_the_platform_is_summarised_around_its_truth(platform):
     assert summaries["genre_idx"].tolist() == truth["creator_genre"].tolist()
     z = (summaries["effect_hat"] - truth["creator_effects"]) / summaries["se"]
     assert abs(z.mean()) < K / np.sqrt(500)
-    assert abs(np.mean(z**2) - 1) < K * np.sqrt(2 / 500) + 0.02  # t, not z: 2 % wider
+    assert abs(np.mean(z**2) - 1) < K * np.sqrt(2 / 500) + 0.02  # t, not z: 2% wider
 
 
 def test_row_order_and_index_do_not_matter(users, rng):

@@ -140,7 +140,7 @@ def test_pvalues_are_not_extreme_where_the_model_holds_and_are_where_it_does_not
         name: [(2 * np.minimum(p, 1 - p) < 0.05) for p in found]
         for name, found in (("true", true), ("heavy", heavy))
     }
-    # A fit to the same data makes extremes rarer than 5 %: the binomial gives an upper bound.
+    # A fit to the same data makes extremes rarer than 5%: the binomial gives an upper bound.
     n_values = N_DATA_SETS * 5
     assert np.sum(extreme["true"]) <= stats.binom(n_values, 0.05).ppf(stats.norm.cdf(K))
     spread = pd.DataFrame(true)

@@ -26,7 +26,7 @@ from hbm.validation import (
 
 #: Every statistical tolerance is this many Monte Carlo errors: missed once in 16,000 by chance.
 K = 4
-#: What "about 95 %" means in the plan's table of expectations, beside Monte Carlo error.
+#: What "about 95%" means in the plan's table of expectations, beside Monte Carlo error.
 ABOUT = 0.01
 N_PLATFORMS = 25
 N_REPEATED = 240
@@ -218,11 +218,11 @@ def test_the_table_has_the_plans_rows_and_text_cells():
         "MSE, n < 100",
         "MSE, 100 ≤ n < 500",
         "MSE, n ≥ 500",
-        "Coverage of 95 % intervals",
-        "Mean width of 95 % intervals",
+        "Coverage of 95% intervals",
+        "Mean width of 95% intervals",
     ]
     assert table.loc["MSE, all creators", "a"] == "1.5000 ± 0.8660"
-    assert table.loc["Mean width of 95 % intervals", "a"] == "2.000"
+    assert table.loc["Mean width of 95% intervals", "a"] == "2.000"
     assert "| MSE, all creators" in table.to_markdown()
 
 
