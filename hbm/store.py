@@ -92,6 +92,7 @@ def kept(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         record = {
             "function": f"{function.__module__}.{function.__qualname__}",
             "key": key,
+            "state": _state(function.__module__, function.__qualname__),
             "seconds": round(time.perf_counter() - start, 3),
             "settings": {k: _plain(v) for k, v in kwargs.items()},
             "versions": _versions(),
@@ -102,12 +103,24 @@ def kept(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def records() -> list[dict[str, Any]]:
-    """Return what the JSON files of the store say, sorted by function and key."""
+    """Return what the JSON files say of the results that the code, as it stands, would use.
+
+    Results of code or of library versions that have changed since are left out.
+    """
     found = []
     for path in sorted(store_dir().glob("*.json")):
-        with contextlib.suppress(OSError, ValueError):
-            found.append(json.loads(path.read_text("utf-8")))
+        with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
+            record = json.loads(path.read_text("utf-8"))
+            module, _, name = record["function"].rpartition(".")
+            if record["state"] == _state(module, name):
+                found.append(record)
     return found
+
+
+def _state(module: str, name: str) -> str:
+    """Identify the code of a function and the libraries it runs with."""
+    code = {m: _code(m) for m in sorted(_reachable(module))}
+    return joblib.hash((module, name, code, _versions()), hash_name="sha1")[:16]
 
 
 def _key(function: Callable[..., Any], args: tuple, kwargs: dict) -> str:

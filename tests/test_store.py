@@ -464,6 +464,13 @@ def test_records_skip_what_is_no_description(package, folder):
     assert len(records()) == 1
 
 
+def test_records_leave_out_what_other_versions_computed(package, monkeypatch):
+    kept(package.study.run, 4)
+    assert len(records()) == 1
+    monkeypatch.setattr(store, "_versions", lambda: {"numpy": "0.1"})
+    assert records() == []
+
+
 def test_the_store_lies_beside_the_package_unless_told_otherwise(monkeypatch, tmp_path):
     monkeypatch.setenv("HBM_STORE", "")
     assert store.store_dir().name == ".store"
