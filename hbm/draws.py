@@ -47,7 +47,7 @@ def hyper_cdf(idata: xr.DataTree, name: str, x: float) -> float:
     """
     if name == "mu_global":
         moments, weight = _mu_global(idata)
-        return float(mixture_cdf(moments, x, weight)[0])
+        return min(1.0, float(mixture_cdf(moments, x, weight)[0]))
     if name not in HYPERPARAMETERS:
         raise ValueError(f"unknown hyperparameter {name!r}; known: {', '.join(HYPERPARAMETERS)}")
     return float(_Between(idata).cdf(name, x))
@@ -214,20 +214,20 @@ class _Between:
         self.polar = idata.attrs["polar"]
         self.log_weight = nodes["log_weight"].values
         self.log_marginal = logsumexp(self.log_weight, axis=1)
-        self.outer = np.hypot(self.genre, self.creator) if self.polar else self.creator
+        self.log_outer = np.log(np.hypot(self.genre, self.creator) if self.polar else self.creator)
+        self.log_outer = self.log_outer[:, 0]
         self.fixed = idata.attrs["fixed"]
 
     @cached_property
-    def tables(self) -> dict[str, _Table]:
-        """Tables of the logarithm of what is not fixed, by outer node."""
-        values = {"sigma_genre": self.genre, "sigma_creator": self.creator}
-        return {
-            name: _Table(np.log(value), self.log_weight)
-            if self.polar or name == "sigma_genre"
-            else _Table(np.log(value[:, 0])[None], self.log_marginal[None])
-            for name, value in values.items()
-            if name not in self.fixed
-        }
+    def outer(self) -> _Table:
+        """The logarithm of the outer coordinate."""
+        return _Table(self.log_outer[None], self.log_marginal[None])
+
+    @cached_property
+    def inner(self) -> _Table:
+        """The logarithm of sigma_genre, or of its ratio to sigma_creator, by outer node."""
+        ratio = self.genre / self.creator if self.polar else self.genre
+        return _Table(np.log(ratio), self.log_weight)
 
     def cdf(self, name: str, x: float) -> float:
         """Return P(name <= x)."""
@@ -235,8 +235,34 @@ class _Between:
             return float(x >= self._fixed(name))
         if x <= 0:
             return 0.0
-        below = self.tables[name].cdf(np.log(x))
-        return float(below[0] if len(below) == 1 else np.exp(self.log_marginal) @ below)
+        if self.polar:
+            return self._polar_cdf(name, x)
+        if name == "sigma_creator":
+            return float(self.outer.cdf(np.log(x), 0))
+        rows = np.arange(len(self.log_outer))
+        return float(np.exp(self.log_marginal) @ self.inner.cdf(np.log(x), rows))
+
+    def _polar_cdf(self, name: str, x: float) -> float:
+        """P(total <= x), and what lies above with an angle such that ``name <= x``.
+
+        The total is written as x cosh(v), with which the angle's bound is smooth at total = x.
+        """
+        low, high = (np.arccosh(max(np.exp(end) / x, 1.0)) for end in self.log_outer[[0, -1]])
+        if not high:
+            return 1.0
+        node, weight = np.polynomial.legendre.leggauss(200)
+        v = low + (high - low) * (node + 1) / 2
+        log_total = np.log(x * np.cosh(v))
+        index = np.arange(len(self.log_outer), dtype=float)
+        place = CubicSpline(self.log_outer, index)
+        where = place(log_total)
+        density = np.exp(CubicSpline(index, self.log_marginal)(where)) * place(log_total, 1)
+        weight = weight * (high - low) / 2 * density * np.tanh(v)
+        log_ratio = np.log(np.sinh(v)) * (1 if name == "sigma_creator" else -1)
+        rows, parts = _neighbours(where, len(index))
+        below = sum(p * self.inner.cdf(log_ratio, row) for row, p in zip(rows, parts, strict=True))
+        below = 1 - below if name == "sigma_creator" else below
+        return float(self.outer.cdf(np.log(x), 0) + weight @ below)
 
     def _fixed(self, name: str) -> float:
         return getattr(self, name.removeprefix("sigma_"))[0, 0]
@@ -245,8 +271,8 @@ class _Between:
         """Return the value that `name` does not exceed with this probability."""
         if name in self.fixed:
             return float(self._fixed(name))
-        value = self.tables[name].value
         # The grid's ends lie e^-30 out in either tail.
+        value = np.log(getattr(self, name.removeprefix("sigma_")))
         return np.exp(
             brentq(
                 lambda x: self.cdf(name, np.exp(x)) - probability,
@@ -259,19 +285,16 @@ class _Between:
     def draw(self, rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Return draws of sigma_genre and sigma_creator."""
         shares = rng.random((2, n))
-        x = np.full(n, np.log(self.outer[0, 0]))
+        x = np.full(n, self.log_outer[0])
         rows, parts = np.zeros((1, n), int), np.ones((1, n))
         if "sigma_creator" not in self.fixed:
-            index = np.arange(len(self.outer), dtype=float)
+            index = np.arange(len(self.log_outer), dtype=float)
             where = _Table(index[None], self.log_marginal[None]).quantile(rows[0], shares[0])
-            x = CubicSpline(index, np.log(self.outer[:, 0]))(where)
-            rows = np.clip(where.astype(int) - 1, 0, len(index) - 4) + np.arange(4)[:, None]
-            parts = _lagrange(where - rows[0])
+            x = CubicSpline(index, self.log_outer)(where)
+            rows, parts = _neighbours(where, len(index))
         if "sigma_genre" in self.fixed:
             return np.full(n, self._fixed("sigma_genre")), np.exp(x)
-        ratio = self.genre / self.creator if self.polar else self.genre
-        inner = _Table(np.log(ratio), self.log_weight)
-        known = (inner.quantile(row, shares[1]) for row in rows)
+        known = (self.inner.quantile(row, shares[1]) for row in rows)
         y = sum(part * quantile for part, quantile in zip(parts, known, strict=True))
         if not self.polar:
             return np.exp(y), np.exp(x)
@@ -279,10 +302,12 @@ class _Between:
         return np.exp(x) * np.sin(angle), np.exp(x) * np.cos(angle)
 
 
-def _lagrange(t: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Weights of the values at 0, 1, 2, 3 in their cubic at `t`."""
-    a, b, c, d = t, t - 1, t - 2, t - 3
-    return -b * c * d / 6, a * c * d / 2, -a * b * d / 2, a * b * c / 6
+def _neighbours(where: np.ndarray, n: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """Return the four nodes around each place, and their weights in the cubic through them."""
+    first = np.clip(where.astype(int) - 1, 0, n - 4)
+    a, b, c, d = (where - first - k for k in range(4))
+    parts = -b * c * d / 6, a * c * d / 2, -a * b * d / 2, a * b * c / 6
+    return first + np.arange(4)[:, None], parts
 
 
 class _Table:
@@ -291,7 +316,7 @@ class _Table:
     Parameters
     ----------
     value, log_weight : ndarray, shape (row, node)
-        `value` is monotone along the row.
+        `value` increases along the row.
     """
 
     def __init__(self, value: np.ndarray, log_weight: np.ndarray):
@@ -306,14 +331,12 @@ class _Table:
         # A spline through values near 0 can dip below it.
         self.share = np.maximum.accumulate(np.clip(self.share, 0, 1), axis=1)
         self.slope = density / below[:, -1:] / slope
-        if value[0, -1] < value[0, 0]:
-            self.value = self.value[:, ::-1]
-            self.share, self.slope = 1 - self.share[:, ::-1], -self.slope[:, ::-1]
 
-    def cdf(self, x: float) -> np.ndarray:
+    def cdf(self, x: np.ndarray | float, row: np.ndarray | int) -> np.ndarray:
         """Return the probability of at most `x` in each row, by cubic Hermite interpolation."""
-        after = np.clip((self.value < x).sum(axis=1), 1, self.value.shape[1] - 1)
-        rows = np.arange(len(after))
+        x, rows = np.broadcast_arrays(x, row)
+        after = (self.value[rows] < x[..., None]).sum(axis=-1)
+        after = np.clip(after, 1, self.value.shape[1] - 1)
         low, high = self.value[rows, after - 1], self.value[rows, after]
         width = high - low
         t = np.clip((x - low) / np.maximum(width, TINY), 0, 1)

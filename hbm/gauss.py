@@ -23,11 +23,13 @@ from hbm.gaussian import (
     creator_moments,
     mixture_cdf,
     mixture_moments,
+    shrinkage_factor,
 )
 from hbm.quadrature import TINY, Grid, Likelihood, Sums, inner_grid
 
-#: Largest change of a probability that doubling the number of nodes may make.
-TOLERANCE = 1e-7
+#: Largest change of a probability, of a mean in standard deviations, or of a standard deviation
+#: relative to itself, that doubling the number of nodes may make.
+TOLERANCE = 2e-7
 
 #: Probability of the nodes that are left out altogether.
 NEGLIGIBLE = 1e-9
@@ -50,7 +52,8 @@ class Rule:
     weight : ndarray
         Summing to 1.
     error : float
-        Largest change of a probability when the number of nodes is doubled.
+        Largest change of a probability, mean or standard deviation when the number of nodes is
+        doubled.
     """
 
     sigma_genre: np.ndarray
@@ -99,22 +102,22 @@ def gauss_rule(grid: Grid, tolerance: float = TOLERANCE) -> Rule:
     ----------
     grid : Grid
     tolerance : float
-        Nodes are added until doubling their number, outer or inner, changes no probability of
-        a probed creator or genre by more.
+        Nodes are added until doubling their number, outer or inner, changes the moments and
+        probabilities of the probed creators and genres by no more.
     """
     sizes = grid.log_weight.shape
     candidate = _Candidates(grid)
     # Where there are many creators the posterior is narrow and a few nodes do; and they cost.
     first = (4, 6) if len(candidate.plane.likelihood.effect) < 10_000 else (2, 2)
     orders = tuple(min(pair) for pair in zip(first, sizes, strict=True))
-    at = candidate.positions(orders)
+    reference = candidate.overall(orders)
     while True:
-        value = candidate.probabilities(orders, at)
+        value = candidate.summary(orders, reference)
         errors = []
         for axis in range(2):
             doubled = list(orders)
             doubled[axis] = min(2 * orders[axis], sizes[axis])
-            errors.append(np.abs(candidate.probabilities(tuple(doubled), at) - value).max())
+            errors.append(np.abs(candidate.summary(tuple(doubled), reference) - value).max())
         finer = tuple(
             min(max(order + 1, 3 * order // 2), size) if error > tolerance else order
             for order, size, error in zip(orders, sizes, errors, strict=True)
@@ -183,16 +186,24 @@ class _Candidates:
         both = zip(genre, creator, strict=True)
         return rule, Moments(*(np.concatenate(pair, axis=1) for pair in both))
 
-    def positions(self, orders: tuple[int, int]) -> np.ndarray:
-        """Return where probabilities are compared, shape (3, probe)."""
+    def overall(self, orders: tuple[int, int]) -> Moments:
+        """Return the posterior moments of the probes."""
         rule, moments = self.rule(orders)
-        overall = mixture_moments(moments, rule.weight)
-        return overall.mean + np.array([[-2.0], [0.0], [2.0]]) * np.sqrt(overall.var)
+        return mixture_moments(moments, rule.weight)
 
-    def probabilities(self, orders: tuple[int, int], at: np.ndarray) -> np.ndarray:
-        """Return the distribution functions of the probes at `at`."""
+    def summary(self, orders: tuple[int, int], reference: Moments) -> np.ndarray:
+        """Return moments, probabilities and shrinkage of the probes, scaled by `reference`."""
         rule, moments = self.rule(orders)
-        return np.array([mixture_cdf(moments, x, rule.weight) for x in at])
+        overall, sd = mixture_moments(moments, rule.weight), np.sqrt(reference.var)
+        places = (reference.mean + z * sd for z in (-2.0, 0.0, 2.0))
+        return np.concatenate(
+            [
+                (overall.mean - reference.mean) / sd,
+                np.sqrt(overall.var) / sd,
+                *(mixture_cdf(moments, x, rule.weight) for x in places),
+                rule.weight @ shrinkage_factor(self.probes.se, rule.sigma_creator),
+            ]
+        )
 
 
 class _Gauss:

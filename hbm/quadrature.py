@@ -531,6 +531,6 @@ def _changes(nodes: Nodes, log_weight: np.ndarray, part) -> dict[str, float]:
     changes = {"log_evidence": abs(coarse_evidence - log_evidence)}
     for name, (mean, sd) in moments.items():
         other_mean, other_sd = coarse[name]
-        scale = max(sd, 1e-12 * abs(mean))  # fixed ones have no sd but rounding
-        changes[name] = max(abs(mean - other_mean), abs(sd - other_sd)) / max(scale, TINY)
+        scale = max(sd, 1e-7 * abs(mean), TINY)  # what is fixed has no sd but rounding
+        changes[name] = max(abs(mean - other_mean), abs(sd - other_sd)) / scale
     return {name: float(change) for name, change in changes.items()}
