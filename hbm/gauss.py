@@ -25,7 +25,8 @@ from hbm.gaussian import (
     mixture_moments,
     shrinkage_factor,
 )
-from hbm.quadrature import TINY, Grid, Likelihood, Sums, inner_grid
+from hbm.likelihood import Likelihood, Sums
+from hbm.quadrature import TINY, Grid, inner_grid
 
 #: Largest change of a probability, of a mean in standard deviations, or of a standard deviation
 #: relative to itself, that doubling the number of nodes may make.

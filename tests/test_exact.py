@@ -32,9 +32,10 @@ from hbm.gaussian import (
     mixture_cdf,
     mixture_moments,
 )
+from hbm.likelihood import Likelihood
 from hbm.model import extract_genre_estimates, extract_hbm_estimates, fit_hierarchical_model
 from hbm.priors import Fixed, HalfCauchy, HalfNormal, Normal, Prior, Priors
-from hbm.quadrature import Cartesian, Likelihood, Polar, _outer_ends, _refine
+from hbm.quadrature import Cartesian, Polar, _outer_ends, _refine
 from hbm.store import kept
 
 #: What the engine promises, and what it is held to: of probabilities and log densities as they

@@ -1,0 +1,103 @@
+"""The density of the estimates given both standard deviations, in closed form.
+
+Given sigma_creator the creators of a genre boil down to a weighted mean and its precision; given
+sigma_genre too, the genres' means are normal around mu_global, which has a normal prior and is
+integrated out. Only the first step touches every creator.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from hbm.gaussian import Estimates
+
+_BLOCK = 400_000
+_LOG_2PI = np.log(2 * np.pi)
+
+
+class Sums(NamedTuple):
+    """What the creators say at each sigma_creator: `mean, weight` (node, genre) of the genres.
+
+    `residual` (node,) is the log density of the deviations of the creators' estimates from
+    the weighted means of their genres.
+    """
+
+    mean: np.ndarray
+    weight: np.ndarray
+    residual: np.ndarray
+
+
+class Likelihood:
+    """The density of the estimates given both standard deviations, mu_global integrated out."""
+
+    def __init__(self, data: Estimates, mu_global):
+        self.data = data
+        self.prior_mean, self.prior_var = mu_global.mu, mu_global.sigma**2
+        self.variance = np.square(data.se)
+        self.counts = np.diff(data.starts, append=len(data.se))
+        self.alone = bool(np.all(self.counts == 1)) and data.n_genres > 1
+        self.reach = max(np.ptp(data.effect_hat), data.se.max())
+        # Centred once by genre, so that effects far from 0 lose no digits.
+        self.center = data.by_genre(data.effect_hat / self.variance) / data.by_genre(
+            1 / self.variance
+        )
+        self.effect = data.effect_hat - self.center[data.genre_idx]
+
+    def sums(self, sigma_creator: np.ndarray) -> Sums:
+        """Return the sums over creators, `sigma_creator` of shape (node,)."""
+        data, n_nodes = self.data, len(sigma_creator)
+        mean, weight = np.empty((2, n_nodes, data.n_genres))
+        residual = np.empty(n_nodes)
+        step = max(1, _BLOCK // len(self.effect))
+        for start in range(0, n_nodes, step):
+            block = slice(start, start + step)
+            total = np.square(sigma_creator[block])[:, None] + self.variance
+            v = 1 / total
+            weight[block] = data.by_genre(v)
+            mean[block] = data.by_genre(v * self.effect) / weight[block]
+            deviation = self.effect - mean[block][:, data.genre_idx]
+            v *= np.square(deviation, out=deviation)
+            v += np.log(total, out=total)
+            residual[block] = v.sum(axis=1) + np.log(weight[block]).sum(axis=1)
+        constant = (len(self.effect) - data.n_genres) * _LOG_2PI
+        return Sums(mean + self.center, weight, -0.5 * (residual + constant))
+
+    def given(self, sums: Sums, sigma_genre: np.ndarray):
+        """Return log density and the moments of mu_global, shape (node, inner).
+
+        Parameters
+        ----------
+        sums : Sums
+        sigma_genre : ndarray, shape (node, inner)
+        """
+        log_density, mu_mean, mu_var = np.empty((3, *sigma_genre.shape))
+        step = max(1, _BLOCK // (self.data.n_genres * sigma_genre.shape[1]))
+        for start in range(0, len(sigma_genre), step):
+            block = slice(start, start + step)
+            result = self._given(Sums(*(part[block] for part in sums)), sigma_genre[block])
+            log_density[block], mu_mean[block], mu_var[block] = result
+        return log_density, mu_mean, mu_var
+
+    def _given(self, sums: Sums, sigma_genre: np.ndarray):
+        weight = sums.weight[:, None, :]
+        w = weight / (1 + np.square(sigma_genre)[:, :, None] * weight)
+        total = w.sum(axis=2)
+        origin = sums.mean[:, :1]
+        offset = (sums.mean - origin)[:, None, :]
+        mean = (w * offset).sum(axis=2) / total
+        squared = (w * np.square(offset - mean[:, :, None])).sum(axis=2)
+        var = self.prior_var + 1 / total
+        away = origin + mean - self.prior_mean
+        log_density = 0.5 * (
+            2 * sums.residual[:, None]
+            + np.log(w).sum(axis=2)
+            - np.log(total)
+            - squared
+            - np.log(var)
+            - np.square(away) / var
+            - self.data.n_genres * _LOG_2PI
+        )
+        mu_mean = origin + mean - away / (var * total)
+        return log_density, mu_mean, self.prior_var / (var * total)
