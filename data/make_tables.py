@@ -58,20 +58,14 @@ def star() -> pd.DataFrame:
     pupils = pupils.sort_values(["schoolidk", "stark", *TEACHER], kind="stable")
     school = pupils["schoolidk"].map("school-{:02.0f}".format)
     classroom = pupils.groupby(["schoolidk", "stark", *TEACHER], dropna=False).ngroup()
-    number = classroom.groupby([pupils["schoolidk"], pupils["stark"]]).rank(
-        method="dense"
-    )
+    number = classroom.groupby([pupils["schoolidk"], pupils["stark"]]).rank(method="dense")
     return pd.DataFrame(
         {
             "creator_id": school,
             "genre": pupils["schoolk"],
             "group": pupils["stark"].map({"small": "treatment", "regular": "control"}),
             "revenue": (pupils["readk"] + pupils["mathk"]).astype(int),
-            "cluster": school
-            + "-"
-            + pupils["stark"]
-            + "-"
-            + number.map("{:.0f}".format),
+            "cluster": school + "-" + pupils["stark"] + "-" + number.map("{:.0f}".format),
         }
     ).reset_index(drop=True)
 

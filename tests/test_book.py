@@ -29,8 +29,8 @@ KINDS = ("fig", "tbl", "eq", "sec")
 #: Decimals that are typed on purpose: constants of the simulated platform, of the model's priors
 #: and of the diagnostics' rules. Results come from inline code.
 CONSTANTS = {
-    "0.05", "0.1", "0.10", "0.2", "0.3", "0.4", "0.5", "0.50", "0.65", "0.7", "0.8", "0.9", "0.95", "0.99",
-    "0.025", "0.975", "1.01", "1.1", "1.5", "1.96", "2.0", "2.5", "5.0", "97.5",
+    "0.05", "0.1", "0.10", "0.2", "0.3", "0.4", "0.5", "0.50", "0.65", "0.7", "0.8", "0.9",
+    "0.95", "0.99", "0.025", "0.975", "1.01", "1.1", "1.5", "1.96", "2.0", "2.5", "5.0", "97.5",
 }  # fmt: skip
 
 FENCE = re.compile(r"^\s{0,3}(`{3,}|~{3,})\s*(.*)$")

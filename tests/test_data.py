@@ -456,7 +456,7 @@ def incomplete(users):
     added = [
         rows("one_arm", treatment=[1, 2, 3]),
         rows("single", treatment=[1], control=[1, 2]),
-        rows("lonely", genre="only_here", treatment=[1], control=[2]),
+        rows("lonely", genre="folk", treatment=[1], control=[2]),  # between the others
     ]
     return pd.concat([users, *added], ignore_index=True)
 
@@ -470,7 +470,7 @@ def test_incomplete_creators_are_listed_with_the_reason(users, incomplete):
         "single": "one user in treatment",
     }
     assert few.loc["one_arm", ["n_treatment", "n_control"]].tolist() == [3, 0]
-    assert few.loc["lonely", "genre"] == "only_here"
+    assert few.loc["lonely", "genre"] == "folk"
 
 
 def test_incomplete_creators_raise_unless_asked_to_be_set_aside(incomplete):

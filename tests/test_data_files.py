@@ -16,9 +16,7 @@ def read(name):
 
 
 def load_make_tables():
-    spec = importlib.util.spec_from_file_location(
-        "make_tables", DATA / "make_tables.py"
-    )
+    spec = importlib.util.spec_from_file_location("make_tables", DATA / "make_tables.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -55,9 +53,7 @@ def between_classes(users, label="cluster"):
     size = users.groupby([*arm, label]).size()
     typical_size = (
         size.sum()
-        - (
-            (size**2).groupby(level=[0, 1]).sum() / size.groupby(level=[0, 1]).sum()
-        ).sum()
+        - ((size**2).groupby(level=[0, 1]).sum() / size.groupby(level=[0, 1]).sum()).sum()
     ) / df_between
     return {
         "F": ms_between / ms_within,
@@ -104,9 +100,7 @@ def test_dictionary_in_the_readme_names_the_columns(name):
 
 def test_readme_cites_what_the_bibliography_has():
     readme = (DATA / "README.md").read_text(encoding="utf-8")
-    bibliography = (DATA.parent / "chapters" / "references.bib").read_text(
-        encoding="utf-8"
-    )
+    bibliography = (DATA.parent / "chapters" / "references.bib").read_text(encoding="utf-8")
     keys = re.findall(r"^@\w+\{(\w+),", bibliography, flags=re.MULTILINE)
     cited = set(re.findall(r"@(\w+)", readme))
     assert cited <= set(keys)
@@ -198,9 +192,7 @@ def test_star_difference_is_the_published_one(star):
 
     def standard_error(scores, correction):
         """Sandwich standard error of the difference; scores are sums of residuals."""
-        return np.sqrt(
-            correction * sum((scores[g] ** 2).sum() / size[g] ** 2 for g in size.index)
-        )
+        return np.sqrt(correction * sum((scores[g] ** 2).sum() / size[g] ** 2 for g in size.index))
 
     by_pupil = {g: residual[star["group"] == g] for g in size.index}
     by_class = {g: r.groupby(star["cluster"]).sum() for g, r in by_pupil.items()}
@@ -221,21 +213,14 @@ def test_star_difference_within_schools(star):
     n, k, classes = len(star), school.nunique() + 1, star["cluster"].nunique()
     by_pupil = np.sqrt(n / (n - k) * (score**2).sum()) / (x**2).sum()
     sums = score.groupby(star["cluster"]).sum()
-    by_class = (
-        np.sqrt(classes / (classes - 1) * (n - 1) / (n - k) * (sums**2).sum())
-        / (x**2).sum()
-    )
+    by_class = np.sqrt(classes / (classes - 1) * (n - 1) / (n - k) * (sums**2).sum()) / (x**2).sum()
     assert by_pupil == pytest.approx(2.25, abs=0.005)
     assert by_class == pytest.approx(3.51, abs=0.005)
 
 
 def test_star_classes_lie_within_schools_and_arms(star):
-    assert (star.groupby("cluster")[["creator_id", "group"]].nunique() == 1).all(
-        axis=None
-    )
-    classes = (
-        star.groupby(["creator_id", "group"])["cluster"].nunique().unstack(fill_value=0)
-    )
+    assert (star.groupby("cluster")[["creator_id", "group"]].nunique() == 1).all(axis=None)
+    classes = star.groupby(["creator_id", "group"])["cluster"].nunique().unstack(fill_value=0)
     assert classes.sum().to_dict() == {"treatment": 126, "control": 99}
     assert (classes >= 2).sum().to_dict() == {"treatment": 43, "control": 19}
     assert (classes.min(axis=1) >= 2).sum() == 14
