@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -92,6 +93,12 @@ def fit_exact(
         quadrature_errors=errors,
         log_marginal_likelihood=grid.log_evidence,
         priors=json.dumps(priors.describe()),
+        prior_parameters=json.dumps(
+            {
+                name: (type(prior).__name__, asdict(prior))
+                for name, prior in ((name, getattr(priors, name)) for name in HYPERPARAMETERS)
+            }
+        ),
         prior_mu_global=(priors.mu_global.mu, priors.mu_global.sigma),
         fixed=[name for name in HYPERPARAMETERS if isinstance(getattr(priors, name), Fixed)],
         random_seed=random_seed,

@@ -1,0 +1,244 @@
+"""Leaving creators and genres out of an exact fit, exactly.
+
+Given the hyperparameters a creator is removed from a normal posterior by subtracting its
+precision, so all creators are left out by one pass over the nodes of the fit:
+p(d_i | d_-i) is the harmonic mean of p(d_i | theta, d_-i) over the posterior of theta. Where
+leaving a creator out moves the posterior off the grid, the model is integrated anew without it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from scipy.special import logsumexp, ndtr
+
+from hbm import priors as families
+from hbm.draws import likelihood_of
+from hbm.gauss import Rule, gauss_rule
+from hbm.gaussian import Estimates, Moments
+from hbm.likelihood import Likelihood
+from hbm.priors import Priors
+from hbm.quadrature import integrate
+
+#: Without a creator the grid may lose this much at its edge, or change the log density by so
+#: much when halved (its own error is about the square of that), before it is placed anew.
+MAX_LOST, MAX_CHANGE = 1e-8, 1e-5
+
+#: Above this many nodes x creators the Gauss rule takes the place of the grid: with so many
+#: creators leaving one out hardly moves the posterior.
+MAX_WORK = 3 * 10**7
+
+_BLOCK = 400_000
+
+
+@dataclass(frozen=True)
+class ExactLoo:
+    """What `loo_exact` found.
+
+    Attributes
+    ----------
+    elpd : float
+        Sum of the log predictive densities of the creators' estimates; higher is better.
+    se : float
+        Its standard error: sqrt(n) times the standard deviation over creators.
+    pointwise : DataFrame
+        One row a creator, in the order of the data: ``creator_id, elpd``; ``pit``, the
+        probability of a smaller estimate given all other creators; ``refitted``, whether the
+        model was integrated anew without it.
+    """
+
+    elpd: float
+    se: float
+    pointwise: pd.DataFrame
+
+
+def loo_exact(idata: xr.DataTree) -> ExactLoo:
+    """Predict each creator's estimate from all others.
+
+    Parameters
+    ----------
+    idata : DataTree
+        From ``fit_hierarchical_model(…, engine="exact")``.
+
+    Returns
+    -------
+    ExactLoo
+
+    References
+    ----------
+    Vehtari, Mononen, Tolvanen, Sivula & Winther (2016), Bayesian leave-one-out cross-validation
+    approximations for Gaussian latent variable models, JMLR 17(103).
+    """
+    likelihood = likelihood_of(idata)
+    data = likelihood.data
+    nodes = _Nodes(idata, len(data.se))
+    elpd, pit = np.empty((2, len(data.se)))
+    again = np.zeros(len(data.se), bool)
+    genre = nodes.rule.genre_moments(nodes.rule.sums(likelihood))
+    step = max(1, _BLOCK // len(nodes.rule.weight))
+    for start in range(0, len(data.se), step):
+        block = slice(start, start + step)
+        elpd[block], pit[block], again[block] = nodes.leave_out(data.take(block), genre)
+    for i in np.flatnonzero(again):
+        elpd[i], pit[i] = _refitted(likelihood, _priors_of(idata), i)
+    order = idata["posterior"].dataset["creator"].values
+    pointwise = pd.DataFrame(
+        {
+            "creator_id": order,
+            "elpd": data.unsort(elpd),
+            "pit": data.unsort(pit),
+            "refitted": data.unsort(again),
+        }
+    )
+    se = np.sqrt(len(elpd)) * elpd.std(ddof=1) if len(elpd) > 1 else np.nan
+    return ExactLoo(float(elpd.sum()), float(se), pointwise)
+
+
+def leave_one_genre_out(idata: xr.DataTree, genres=None) -> pd.DataFrame:
+    """Predict each genre's estimates from all other genres; the model is integrated anew.
+
+    Parameters
+    ----------
+    idata : DataTree
+        From ``fit_hierarchical_model(…, engine="exact")`` with two genres at least.
+    genres : sequence, optional
+        Names of the genres to leave out; all when omitted, one integration each.
+
+    Returns
+    -------
+    DataFrame
+        One row a genre: ``genre, n_creators``; ``elpd_joint``, the log density of all its
+        estimates together, in which they share the unknown mean of their genre; ``elpd_summed``,
+        the sum of the log densities of each by itself, in which they do not. The two answer
+        different questions: compare like with like.
+
+    Raises
+    ------
+    ValueError
+        If there is one genre only.
+    KeyError
+        If a genre is unknown.
+    """
+    names = pd.Index(idata["posterior"].dataset["genre"].values)
+    if len(names) < 2:
+        raise ValueError("leaving a genre out needs two genres at least")
+    wanted = np.arange(len(names)) if genres is None else names.get_indexer(pd.Index(genres))
+    if (wanted < 0).any():
+        raise KeyError(
+            f"unknown genres: {[g for g, k in zip(genres, wanted, strict=True) if k < 0]}"
+        )
+    data, priors = likelihood_of(idata).data, _priors_of(idata)
+    rows = []
+    for g in wanted:
+        out = data.genre_idx == g
+        grid = integrate(_subset(data, ~out), priors)
+        rule = gauss_rule(grid)
+        var = rule.mu_global_var + np.square(rule.sigma_genre) + np.square(rule.sigma_creator)
+        density = _log_normal(
+            data.effect_hat[out], rule.mu_global_mean[:, None], var[:, None] + data.se[out] ** 2
+        )
+        rows.append(
+            {
+                "genre": names[g],
+                "n_creators": int(out.sum()),
+                "elpd_joint": idata.attrs["log_marginal_likelihood"] - grid.log_evidence,
+                "elpd_summed": float(_log_mean(rule.weight, density).sum()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+class _Nodes:
+    """The nodes over which creators are left out: the grid's, or the Gauss rule's."""
+
+    def __init__(self, idata: xr.DataTree, n_creators: int):
+        grid = idata["quadrature"].dataset
+        self.shape = grid["log_weight"].shape
+        self.whole = grid["log_weight"].size * n_creators <= MAX_WORK
+        if self.whole:
+            names = ("sigma_genre", "sigma_creator", "mu_global_mean", "mu_global_var")
+            parts = [grid[name].values.ravel() for name in names]
+            self.rule = Rule(*parts, np.exp(grid["log_weight"].values.ravel()))
+        else:
+            self.rule = Rule.from_dataset(idata["mixture"].dataset)
+        edge = np.zeros(self.shape, bool)
+        if self.shape[0] > 1:
+            edge[[0, -1]] = True
+        if self.shape[1] > 1:
+            edge[:, [0, -1]] = True
+        self.edge = edge.ravel()
+
+    def leave_out(self, data: Estimates, genre: Moments):
+        """Return log density and probability of each estimate, and whether the grid is too small.
+
+        Subtracting the precision 1/t of an estimate d from a normal with mean m and variance P
+        leaves a predictive of d with variance t²/(t - P) and standardised residual
+        (d - m)/sqrt(t - P).
+        """
+        t = np.square(self.rule.sigma_creator)[:, None] + np.square(data.se)
+        # Far out, where sigma_genre is a million times the noise, all digits cancel.
+        left = np.maximum(t - genre.var[:, data.genre_idx], 1e-15 * t)
+        residual = (data.effect_hat - genre.mean[:, data.genre_idx]) / np.sqrt(left)
+        log_density = 0.5 * np.log(left / (2 * np.pi)) - np.log(t) - 0.5 * np.square(residual)
+        with np.errstate(divide="ignore"):
+            without = np.log(self.rule.weight)[:, None] - log_density
+        log_sum = logsumexp(without, axis=0)
+        share = np.exp(without - log_sum)
+        # Given the nodes the estimate is normal around its prediction, both without creator i.
+        pit = (share * ndtr(residual)).sum(axis=0)
+        return -log_sum, pit, self._off_the_grid(share)
+
+    def _off_the_grid(self, share: np.ndarray) -> np.ndarray:
+        if not self.whole:
+            return np.zeros(share.shape[1], bool)
+        lost = share[self.edge].sum(axis=0)
+        grid = share.reshape(*self.shape, -1)
+        coarse = grid[:: min(2, self.shape[0]), :: min(2, self.shape[1])].sum(axis=(0, 1))
+        halved = 2 ** sum(size > 1 for size in self.shape) * coarse
+        return (lost > MAX_LOST) | (np.abs(np.log(np.maximum(halved, 1e-300))) > MAX_CHANGE)
+
+
+def _refitted(likelihood: Likelihood, priors: Priors, i: int) -> tuple[float, float]:
+    """Log density and probability of one estimate, by an integration without it."""
+    data = likelihood.data
+    others = np.arange(len(data.se)) != i
+    if not others.any():
+        raise ValueError("leaving the only creator out leaves no data")
+    grid = integrate(_subset(data, others), priors)
+    rule = gauss_rule(grid)
+    mean, var = rule.mu_global_mean, rule.mu_global_var + np.square(rule.sigma_genre)
+    if np.sum(data.genre_idx == data.genre_idx[i]) > 1:
+        genre = rule.genre_moments(rule.sums(grid.plane.likelihood))
+        mean, var = (part[:, data.genre_idx[i]] for part in genre)
+    var = var + np.square(rule.sigma_creator) + data.se[i] ** 2
+    whole = integrate(data, priors).log_evidence
+    pit = rule.weight @ ndtr((data.effect_hat[i] - mean) / np.sqrt(var))
+    return whole - grid.log_evidence, float(pit)
+
+
+def _subset(data: Estimates, kept: np.ndarray) -> Estimates:
+    """Some creators, their genres numbered anew without gaps and in the same order."""
+    _, genre_idx = np.unique(data.genre_idx[kept], return_inverse=True)
+    return Estimates.from_arrays(data.effect_hat[kept], data.se[kept], genre_idx)
+
+
+def _log_normal(x: np.ndarray, mean: np.ndarray, var: np.ndarray) -> np.ndarray:
+    return -0.5 * (np.log(2 * np.pi * var) + np.square(x - mean) / var)
+
+
+def _log_mean(weight: np.ndarray, log_density: np.ndarray) -> np.ndarray:
+    return logsumexp(log_density, axis=0, b=weight[:, None])
+
+
+def _priors_of(idata: xr.DataTree) -> Priors:
+    stored = json.loads(idata.attrs["prior_parameters"])
+    unknown = [family for family, _ in stored.values() if not hasattr(families, family)]
+    if unknown:
+        raise ValueError(f"integrating anew needs priors that hbm knows, not {', '.join(unknown)}")
+    return Priors(
+        **{name: getattr(families, family)(**values) for name, (family, values) in stored.items()}
+    )
