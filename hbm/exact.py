@@ -16,7 +16,7 @@ import xarray as xr
 
 from hbm.diagnostics import HYPERPARAMETERS
 from hbm.draws import MAX_VALUES, draw_effects, likelihood_of
-from hbm.gauss import RULE, Rule, gauss_rule
+from hbm.gauss import RULE, Rule, effect_rule
 from hbm.gaussian import Estimates, Moments
 from hbm.priors import Fixed, Priors
 from hbm.quadrature import integrate
@@ -56,7 +56,7 @@ def fit_exact(
     start = time.perf_counter()
     data = Estimates.from_frame(summaries)
     grid = integrate(data, priors)
-    rule = gauss_rule(grid)
+    rule = effect_rule(grid)
     errors = grid.errors | {"effects": rule.error}
     nodes = grid.nodes
     variables = {

@@ -33,7 +33,10 @@ from hbm.quadrature import TINY, Grid, inner_grid
 TOLERANCE = 2e-7
 
 #: Probability of the nodes that are left out altogether.
-NEGLIGIBLE = 1e-9
+NEGLIGIBLE = 1e-10
+
+#: Nodes x creators below which the grid itself is the cheaper rule.
+_SMALL = 100_000
 
 _MAX_ORDER = 64
 
@@ -94,6 +97,24 @@ def genre_moments(sums: Sums, sigma_genre: np.ndarray, mu: Moments) -> Moments:
     mean = mu.mean[:, None] + (sums.mean - mu.mean[:, None]) * ratio / (1 + ratio)
     var = np.square(sigma_genre)[:, None] / (1 + ratio) + mu.var[:, None] / np.square(1 + ratio)
     return Moments(mean, var)
+
+
+def effect_rule(grid: Grid) -> Rule:
+    """Return the nodes over which effects are integrated.
+
+    The grid's own, where there are so few creators that this costs less than finding a Gauss
+    rule; else a Gauss rule.
+
+    Parameters
+    ----------
+    grid : Grid
+    """
+    weight = np.exp(grid.log_weight.ravel())
+    kept = _without_the_negligible(weight)
+    if len(kept) * len(grid.plane.likelihood.effect) > _SMALL:
+        return gauss_rule(grid)
+    parts = (part.ravel()[kept] for part in grid.nodes[:4])
+    return Rule(*parts, weight[kept] / weight[kept].sum(), error=NEGLIGIBLE)
 
 
 def gauss_rule(grid: Grid, tolerance: float = TOLERANCE) -> Rule:

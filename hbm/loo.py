@@ -18,7 +18,7 @@ from scipy.special import logsumexp, ndtr
 
 from hbm import priors as families
 from hbm.draws import likelihood_of
-from hbm.gauss import Rule, gauss_rule
+from hbm.gauss import Rule, effect_rule
 from hbm.gaussian import Estimates, Moments
 from hbm.likelihood import Likelihood
 from hbm.priors import Priors
@@ -136,7 +136,7 @@ def leave_one_genre_out(idata: xr.DataTree, genres=None) -> pd.DataFrame:
     for g in wanted:
         out = data.genre_idx == g
         grid = integrate(_subset(data, ~out), priors)
-        rule = gauss_rule(grid)
+        rule = effect_rule(grid)
         var = rule.mu_global_var + np.square(rule.sigma_genre) + np.square(rule.sigma_creator)
         density = _log_normal(
             data.effect_hat[out], rule.mu_global_mean[:, None], var[:, None] + data.se[out] ** 2
@@ -209,7 +209,7 @@ def _refitted(likelihood: Likelihood, priors: Priors, i: int) -> tuple[float, fl
     if not others.any():
         raise ValueError("leaving the only creator out leaves no data")
     grid = integrate(_subset(data, others), priors)
-    rule = gauss_rule(grid)
+    rule = effect_rule(grid)
     mean, var = rule.mu_global_mean, rule.mu_global_var + np.square(rule.sigma_genre)
     if np.sum(data.genre_idx == data.genre_idx[i]) > 1:
         genre = rule.genre_moments(rule.sums(grid.plane.likelihood))

@@ -22,7 +22,7 @@ from hbm.draws import (
     likelihood_of,
 )
 from hbm.exact import components
-from hbm.gauss import Rule
+from hbm.gauss import Rule, gauss_rule
 from hbm.gaussian import (
     Estimates,
     Hyper,
@@ -35,7 +35,7 @@ from hbm.gaussian import (
 from hbm.likelihood import Likelihood
 from hbm.model import extract_genre_estimates, extract_hbm_estimates, fit_hierarchical_model
 from hbm.priors import Fixed, HalfCauchy, HalfNormal, Normal, Prior, Priors
-from hbm.quadrature import Cartesian, Polar, _outer_ends, _refine
+from hbm.quadrature import Cartesian, Polar, _outer_ends, _refine, integrate
 from hbm.store import kept
 
 #: What the engine promises, and what it is held to: of probabilities and log densities as they
@@ -379,23 +379,23 @@ def test_likelihood_is_that_of_the_closed_forms(rng):
 
 @pytest.mark.parametrize("shape", [[100] * 5, [2, 2, 2], [1] * 40, [12]])
 def test_few_nodes_say_what_the_whole_grid_says(rng, shape):
-    summaries = simulated(rng, shape)
-    fit = exact(summaries)
-    nodes = fit["quadrature"].dataset
-    parts = [nodes[name].values.ravel() for name in nodes.data_vars]
-    whole = Rule(*parts[:-1], np.exp(parts[-1]))
-    data, likelihood = estimates_of(fit), likelihood_of(fit)
-    genre = whole.genre_moments(whole.sums(likelihood))
-    few_genre, few_creator, few_weight = components(fit)
-    assert len(few_weight) < len(whole.weight) / 4
-    full = creator_moments(data, genre, whole.sigma_creator)
-    few = creator_moments(data, few_genre, few_creator)
-    overall = mixture_moments(full, whole.weight)
+    data = Estimates.from_frame(simulated(rng, shape))
+    grid = integrate(data, Priors())
+    nodes = (part.ravel() for part in grid.nodes[:4])
+    whole, few = Rule(*nodes, np.exp(grid.log_weight.ravel())), gauss_rule(grid)
+    assert len(few.weight) < len(whole.weight) / 4
+    effects = []
+    for rule in (whole, few):
+        genre = rule.genre_moments(rule.sums(grid.plane.likelihood))
+        effects.append(creator_moments(data, genre, rule.sigma_creator))
+    overall = mixture_moments(effects[0], whole.weight)
     for z in (-3, -1, 0, 2):
         x = overall.mean + z * np.sqrt(overall.var)
-        np.testing.assert_allclose(
-            mixture_cdf(few, x, few_weight), mixture_cdf(full, x, whole.weight), atol=PROMISED
+        full, reduced = (
+            mixture_cdf(moments, x, rule.weight)
+            for moments, rule in zip(effects, (whole, few), strict=True)
         )
+        np.testing.assert_allclose(reduced, full, atol=PROMISED)
 
 
 # Where grids break -------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from scipy.special import ndtr
 from test_exact import CASES, WIDE, Dense, Exponential, exact, simulated, summaries_of
 
 from hbm import loo
-from hbm.gauss import gauss_rule
+from hbm.gauss import effect_rule
 from hbm.loo import _subset, leave_one_genre_out, loo_exact
 from hbm.priors import Priors
 from hbm.quadrature import integrate
@@ -177,7 +177,7 @@ def test_predictive_of_the_left_out_agrees_with_a_new_creator(rng):
     every = Estimates.from_frame(summaries)
     place = int(np.flatnonzero(every.order == i)[0])
     grid = integrate(_subset(every, np.arange(len(summaries)) != place), priors)
-    rule = gauss_rule(grid)
+    rule = effect_rule(grid)
     genre = rule.genre_moments(rule.sums(grid.plane.likelihood))
     var = genre.var[:, data[i]] + rule.sigma_creator**2 + summaries["se"][i] ** 2
     z = (summaries["effect_hat"][i] - genre.mean[:, data[i]]) / np.sqrt(var)
