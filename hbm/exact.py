@@ -17,11 +17,12 @@ import xarray as xr
 from hbm.diagnostics import HYPERPARAMETERS
 from hbm.draws import MAX_VALUES, draw_effects, likelihood_of
 from hbm.gauss import RULE, Rule, effect_rule
-from hbm.gaussian import Estimates, Moments
+from hbm.gaussian import Estimates, Moments, mixture_cdf, mixture_moments, mixture_quantile
+from hbm.intervals import LEVEL, tail_probabilities
 from hbm.priors import Fixed, Priors
 from hbm.quadrature import integrate
 
-__all__ = ["MAX_VALUES", "components", "draw_effects", "fit_exact"]
+__all__ = ["MAX_VALUES", "components", "draw_effects", "fit_exact", "predict_effects"]
 
 
 def fit_exact(
@@ -122,3 +123,60 @@ def components(idata: xr.DataTree) -> tuple[Moments, np.ndarray, np.ndarray]:
     rule = Rule.from_dataset(idata["mixture"].dataset)
     sums = rule.sums(likelihood_of(idata))
     return rule.genre_moments(sums), rule.sigma_creator, rule.weight
+
+
+def predict_effects(idata: xr.DataTree, genres, *, se=0.0) -> pd.DataFrame:
+    """Predict the effects of creators who are not in the data.
+
+    A new creator of a known genre is drawn around that genre's mean; the genre of a new one is
+    itself drawn around the platform's mean first.
+
+    Parameters
+    ----------
+    idata : DataTree
+        From ``fit_hierarchical_model(…, engine="exact")``.
+    genres : sequence
+        Name of the genre of each new creator; None for a genre that is not in the data.
+    se : float or sequence of float
+        0 predicts the true effect; a standard error predicts the estimate that an experiment
+        of that precision would give.
+
+    Returns
+    -------
+    DataFrame
+        One row a new creator: ``genre, effect_hat`` (mean of the prediction), ``se`` (its
+        standard deviation), ``ci_lower, ci_upper`` (equal-tailed 95 % interval), ``p_positive``.
+
+    Raises
+    ------
+    KeyError
+        If a genre is neither known nor None.
+    ValueError
+        If a standard error is negative.
+    """
+    se = np.broadcast_to(np.asarray(se, float), len(genres))
+    if not np.all(se >= 0):
+        raise ValueError(f"se must not be negative, got {se.min()}")
+    names = pd.Index(idata["posterior"].dataset["genre"].values)
+    place = np.array([len(names) if g is None else names.get_indexer([g])[0] for g in genres])
+    if np.any(place < 0):
+        unknown = [g for g, k in zip(genres, place, strict=True) if k < 0]
+        raise KeyError(f"unknown genres: {unknown}")
+    rule = Rule.from_dataset(idata["mixture"].dataset)
+    known = rule.genre_moments(rule.sums(likelihood_of(idata)))
+    new_var = rule.mu_global_var + np.square(rule.sigma_genre)
+    mean = np.column_stack([known.mean, rule.mu_global_mean])[:, place]
+    var = np.column_stack([known.var, new_var])[:, place]
+    moments = Moments(mean, var + np.square(rule.sigma_creator)[:, None] + np.square(se))
+    overall = mixture_moments(moments, rule.weight)
+    lower, upper = (mixture_quantile(moments, p, rule.weight) for p in tail_probabilities(LEVEL))
+    return pd.DataFrame(
+        {
+            "genre": pd.Series(list(genres), dtype=object),
+            "effect_hat": overall.mean,
+            "se": np.sqrt(overall.var),
+            "ci_lower": lower,
+            "ci_upper": upper,
+            "p_positive": mixture_cdf(moments._replace(mean=-moments.mean), 0.0, rule.weight),
+        }
+    )

@@ -21,7 +21,7 @@ from hbm.draws import (
     hyper_cdf,
     likelihood_of,
 )
-from hbm.exact import components
+from hbm.exact import components, predict_effects
 from hbm.gauss import Rule, gauss_rule
 from hbm.gaussian import (
     Estimates,
@@ -637,6 +637,38 @@ def test_large_requests_have_to_be_explicit(rng):
     with pytest.raises(ValueError, match="raise max_values"):
         draw_effects(fit)
     assert draw_effects(fit, draws=2000, chains=4, max_values=11_000_000)["tau"].size == 10_400_000
+
+
+# New creators ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("se", [0.0, 0.7])
+def test_new_creators_are_creators_without_data(rng, se):
+    """A creator with a useless estimate is one of which nothing is known but its genre."""
+    summaries = simulated(rng, [4, 3, 5])
+    summaries["genre"] = np.array(["music", "comedy", "gaming"])[summaries["genre_idx"]]
+    fit = exact(summaries)
+    found = predict_effects(fit, ["gaming", None, "music"], se=se)
+    assert found["genre"].tolist() == ["gaming", None, "music"]
+    blank = pd.DataFrame({"genre_idx": [2, 3, 0], "genre": ["gaming", "new", "music"]})
+    blank = blank.assign(creator_id=["x", "y", "z"], effect_hat=0.0, se=1e6)
+    both = pd.concat([summaries, blank], ignore_index=True)
+    expected = extract_hbm_estimates(exact(both), both).iloc[-3:].reset_index(drop=True)
+    np.testing.assert_allclose(found["effect_hat"], expected["effect_hat"], atol=PROMISED)
+    np.testing.assert_allclose(found["se"], np.hypot(expected["se"], se), rtol=PROMISED)
+    if se == 0:
+        for name in ("ci_lower", "ci_upper", "p_positive"):
+            np.testing.assert_allclose(found[name], expected[name], atol=PROMISED)
+    else:
+        assert np.all(found["ci_lower"] < expected["ci_lower"])
+
+
+def test_new_creators_are_checked(rng):
+    fit = exact(simulated(rng, [4, 3]))
+    with pytest.raises(KeyError, match="unknown genres: \\['drama'\\]"):
+        predict_effects(fit, ["0", "drama"])
+    with pytest.raises(ValueError, match="se must not be negative, got -1"):
+        predict_effects(fit, ["0", "1"], se=[0.1, -1])
 
 
 # As a fit among others -----------------------------------------------------------------------
