@@ -73,7 +73,8 @@ def test_impossible_priors_are_refused(make, message):
         {"sigma_creator": stats.halfnorm()},
         {"sigma_creator": None},
     ],
-    ids=repr,
+    # The address of an object is another in every worker of a parallel run.
+    ids=lambda wrong: "-".join(f"{k}-{type(v).__name__}" for k, v in wrong.items()),
 )
 def test_priors_of_the_wrong_kind_are_refused(wrong):
     with pytest.raises(TypeError, match=next(iter(wrong))):
