@@ -19,6 +19,7 @@ from hbm.draws import MAX_VALUES, draw_effects, likelihood_of
 from hbm.gauss import RULE, Rule, effect_rule
 from hbm.gaussian import Estimates, Moments, mixture_cdf, mixture_moments, mixture_quantile
 from hbm.intervals import LEVEL, tail_probabilities
+from hbm.likelihood import Likelihood
 from hbm.priors import Fixed, Priors
 from hbm.quadrature import integrate
 
@@ -56,7 +57,7 @@ def fit_exact(
     """
     start = time.perf_counter()
     data = Estimates.from_frame(summaries)
-    grid = integrate(data, priors)
+    grid = integrate(Likelihood(data, priors.mu_global), priors)
     rule = effect_rule(grid)
     errors = grid.errors | {"effects": rule.error}
     nodes = grid.nodes

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hbm.gaussian import Estimates
+from hbm.priors import Normal
 
 _BLOCK = 400_000
 _LOG_2PI = np.log(2 * np.pi)
@@ -32,8 +33,8 @@ class Sums(NamedTuple):
 class Likelihood:
     """The density of the estimates given both standard deviations, mu_global integrated out."""
 
-    def __init__(self, data: Estimates, mu_global):
-        self.data = data
+    def __init__(self, data: Estimates, mu_global: Normal):
+        self.data, self.prior = data, mu_global
         self.prior_mean, self.prior_var = mu_global.mu, mu_global.sigma**2
         self.variance = np.square(data.se)
         self.counts = np.diff(data.starts, append=len(data.se))
@@ -44,6 +45,21 @@ class Likelihood:
             1 / self.variance
         )
         self.effect = data.effect_hat - self.center[data.genre_idx]
+
+    def sample(self) -> Likelihood | None:
+        """Take every so many genres, and creators of each; return None where there are few."""
+        data = self.data
+        by_genre = -(-data.n_genres // 1000)
+        by_creator = max(1, len(data.se) // by_genre // 20_000)
+        if by_genre == by_creator == 1:
+            return None
+        place = np.arange(len(data.se)) - data.starts[data.genre_idx]
+        kept = (data.genre_idx % by_genre == 0) & (place % by_creator == 0)
+        return self.subset(kept)
+
+    def subset(self, kept: np.ndarray) -> Likelihood:
+        """Return the likelihood of some creators, their genres numbered anew without gaps."""
+        return Likelihood(_subset(self.data, kept), self.prior)
 
     def sums(self, sigma_creator: np.ndarray) -> Sums:
         """Return the sums over creators, `sigma_creator` of shape (node,)."""
@@ -76,7 +92,8 @@ class Likelihood:
         step = max(1, _BLOCK // (self.data.n_genres * sigma_genre.shape[1]))
         for start in range(0, len(sigma_genre), step):
             block = slice(start, start + step)
-            result = self._given(Sums(*(part[block] for part in sums)), sigma_genre[block])
+            some = type(sums)(*(part[block] for part in sums))
+            result = self._given(some, sigma_genre[block])
             log_density[block], mu_mean[block], mu_var[block] = result
         return log_density, mu_mean, mu_var
 
@@ -101,3 +118,8 @@ class Likelihood:
         )
         mu_mean = origin + mean - away / (var * total)
         return log_density, mu_mean, self.prior_var / (var * total)
+
+
+def _subset(data: Estimates, kept: np.ndarray) -> Estimates:
+    _, genre_idx = np.unique(data.genre_idx[kept], return_inverse=True)
+    return Estimates.from_arrays(data.effect_hat[kept], data.se[kept], genre_idx)

@@ -131,11 +131,12 @@ def leave_one_genre_out(idata: xr.DataTree, genres=None) -> pd.DataFrame:
         raise KeyError(
             f"unknown genres: {[g for g, k in zip(genres, wanted, strict=True) if k < 0]}"
         )
-    data, priors = likelihood_of(idata).data, _priors_of(idata)
+    likelihood, priors = likelihood_of(idata), _priors_of(idata)
+    data = likelihood.data
     rows = []
     for g in wanted:
         out = data.genre_idx == g
-        grid = integrate(_subset(data, ~out), priors)
+        grid = integrate(likelihood.subset(~out), priors)
         rule = effect_rule(grid)
         var = rule.mu_global_var + np.square(rule.sigma_genre) + np.square(rule.sigma_creator)
         density = _log_normal(
@@ -208,22 +209,16 @@ def _refitted(likelihood: Likelihood, priors: Priors, i: int) -> tuple[float, fl
     others = np.arange(len(data.se)) != i
     if not others.any():
         raise ValueError("leaving the only creator out leaves no data")
-    grid = integrate(_subset(data, others), priors)
+    grid = integrate(likelihood.subset(others), priors)
     rule = effect_rule(grid)
     mean, var = rule.mu_global_mean, rule.mu_global_var + np.square(rule.sigma_genre)
     if np.sum(data.genre_idx == data.genre_idx[i]) > 1:
         genre = rule.genre_moments(rule.sums(grid.plane.likelihood))
         mean, var = (part[:, data.genre_idx[i]] for part in genre)
     var = var + np.square(rule.sigma_creator) + data.se[i] ** 2
-    whole = integrate(data, priors).log_evidence
+    whole = integrate(likelihood, priors).log_evidence
     pit = rule.weight @ ndtr((data.effect_hat[i] - mean) / np.sqrt(var))
     return whole - grid.log_evidence, float(pit)
-
-
-def _subset(data: Estimates, kept: np.ndarray) -> Estimates:
-    """Some creators, their genres numbered anew without gaps and in the same order."""
-    _, genre_idx = np.unique(data.genre_idx[kept], return_inverse=True)
-    return Estimates.from_arrays(data.effect_hat[kept], data.se[kept], genre_idx)
 
 
 def _log_normal(x: np.ndarray, mean: np.ndarray, var: np.ndarray) -> np.ndarray:

@@ -26,7 +26,6 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import expit, logsumexp, wrightomega
 
-from hbm.gaussian import Estimates
 from hbm.likelihood import Likelihood, Sums
 from hbm.priors import Fixed, HalfCauchy, HalfNormal, Prior, Priors
 
@@ -173,7 +172,8 @@ class Cartesian:
 
     def sums(self, rows, nodes: Nodes) -> Sums:
         """Return the sums over creators at every node, (node, genre)."""
-        return Sums(*(np.repeat(part, nodes.mu_mean.shape[1], axis=0) for part in rows[1]))
+        parts = (np.repeat(part, nodes.mu_mean.shape[1], axis=0) for part in rows[1])
+        return type(rows[1])(*parts)
 
     def values(self, nodes: Nodes) -> tuple[np.ndarray, np.ndarray]:
         """Return what the outer and the inner coordinates of the nodes stand for."""
@@ -244,12 +244,12 @@ class Polar:
         return np.arcsinh(2 / np.pi * t)
 
 
-def integrate(data: Estimates, priors: Priors, tolerance: float = TOLERANCE) -> Grid:
+def integrate(likelihood: Likelihood, priors: Priors, tolerance: float = TOLERANCE) -> Grid:
     """Place a grid over (sigma_genre, sigma_creator) and refine it until nothing changes.
 
     Parameters
     ----------
-    data : Estimates
+    likelihood : Likelihood
     priors : Priors
     tolerance : float
         Refine until every one of `Grid.errors` is below, or `MAX_INTERVALS` is reached.
@@ -259,7 +259,6 @@ def integrate(data: Estimates, priors: Priors, tolerance: float = TOLERANCE) -> 
     Grid
         Its `error` says what was achieved.
     """
-    likelihood = Likelihood(data, priors.mu_global)
     kinds = [Cartesian, Polar]
     if any(isinstance(p, Fixed) for p in (priors.sigma_genre, priors.sigma_creator)):
         kinds = [Cartesian]
@@ -282,26 +281,13 @@ def _outer_ends(plane, priors: Priors):
     if not plane.free[0]:
         return low, high
     n_points = 25
-    sample = _sample(plane.likelihood.data)
+    sample = plane.likelihood.sample()
     if sample is not None:
-        small = type(plane)(Likelihood(sample, priors.mu_global), priors)
+        small = type(plane)(sample, priors)
         ends = (small.outer.value(y, small.unit) for y in _outer_ends(small, priors))
         low, high = (np.maximum(plane.outer.coordinate(end, plane.unit), FLOOR) for end in ends)
         n_points = 13
     return _ends(lambda y: _outer_density(plane, y), low, high, (FLOOR, CEILING), n_points)
-
-
-def _sample(data: Estimates) -> Estimates | None:
-    """Every so many genres, and of each every so many creators; None where there are few."""
-    by_genre = -(-data.n_genres // 1000)
-    by_creator = max(1, len(data.se) // by_genre // 20_000)
-    if by_genre == by_creator == 1:
-        return None
-    place = np.arange(len(data.se)) - data.starts[data.genre_idx]
-    kept = (data.genre_idx % by_genre == 0) & (place % by_creator == 0)
-    return Estimates.from_arrays(
-        data.effect_hat[kept], data.se[kept], data.genre_idx[kept] // by_genre
-    )
 
 
 def _refine(plane, ends, tolerance: float) -> Grid:

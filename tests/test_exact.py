@@ -380,7 +380,7 @@ def test_likelihood_is_that_of_the_closed_forms(rng):
 @pytest.mark.parametrize("shape", [[100] * 5, [2, 2, 2], [1] * 40, [12]])
 def test_few_nodes_say_what_the_whole_grid_says(rng, shape):
     data = Estimates.from_frame(simulated(rng, shape))
-    grid = integrate(data, Priors())
+    grid = integrate(Likelihood(data, Normal()), Priors())
     nodes = (part.ravel() for part in grid.nodes[:4])
     whole, few = Rule(*nodes, np.exp(grid.log_weight.ravel())), gauss_rule(grid)
     assert len(few.weight) < len(whole.weight) / 4

@@ -8,7 +8,8 @@ from test_exact import CASES, WIDE, Dense, Exponential, exact, simulated, summar
 
 from hbm import loo
 from hbm.gauss import effect_rule
-from hbm.loo import _subset, leave_one_genre_out, loo_exact
+from hbm.likelihood import Likelihood
+from hbm.loo import leave_one_genre_out, loo_exact
 from hbm.priors import Priors
 from hbm.quadrature import integrate
 
@@ -175,8 +176,8 @@ def test_predictive_of_the_left_out_agrees_with_a_new_creator(rng):
     from hbm.gaussian import Estimates
 
     every = Estimates.from_frame(summaries)
-    place = int(np.flatnonzero(every.order == i)[0])
-    grid = integrate(_subset(every, np.arange(len(summaries)) != place), priors)
+    kept = every.order != i
+    grid = integrate(Likelihood(every, priors.mu_global).subset(kept), priors)
     rule = effect_rule(grid)
     genre = rule.genre_moments(rule.sums(grid.plane.likelihood))
     var = genre.var[:, data[i]] + rule.sigma_creator**2 + summaries["se"][i] ** 2
