@@ -20,7 +20,7 @@ from hbm.data import (
     validate_users,
 )
 from hbm.diagnostics import HYPERPARAMETERS
-from hbm.draws import MAX_VALUES, draw_effects
+from hbm.exact.draws import MAX_VALUES, draw_effects
 from hbm.intervals import LEVEL, normal_factor, tail_probabilities
 from hbm.model import extract_hbm_estimates, fit_hierarchical_model
 from hbm.priors import Fixed, Priors

@@ -13,7 +13,8 @@ from scipy import stats
 from scipy.special import logsumexp, ndtr
 
 from hbm.diagnostics import MAX_QUADRATURE_ERROR, DiagnosticsError, check_diagnostics, estimates_of
-from hbm.draws import (
+from hbm.exact import components, predict_effects
+from hbm.exact.draws import (
     _Between,
     _sums_between,
     draw_effects,
@@ -21,8 +22,9 @@ from hbm.draws import (
     hyper_cdf,
     likelihood_of,
 )
-from hbm.exact import components, predict_effects
-from hbm.gauss import Rule, gauss_rule
+from hbm.exact.likelihood import Likelihood
+from hbm.exact.quadrature import Cartesian, Polar, _outer_ends, _refine, integrate
+from hbm.exact.rule import Rule, gauss_rule
 from hbm.gaussian import (
     Estimates,
     Hyper,
@@ -32,10 +34,8 @@ from hbm.gaussian import (
     mixture_cdf,
     mixture_moments,
 )
-from hbm.likelihood import Likelihood
 from hbm.model import extract_genre_estimates, extract_hbm_estimates, fit_hierarchical_model
 from hbm.priors import Fixed, HalfCauchy, HalfNormal, Normal, Prior, Priors
-from hbm.quadrature import Cartesian, Polar, _outer_ends, _refine, integrate
 from hbm.store import kept
 
 #: What the engine promises, and what it is held to: of probabilities and log densities as they

@@ -6,12 +6,12 @@ from scipy import stats
 from scipy.special import ndtr
 from test_exact import CASES, WIDE, Dense, Exponential, exact, simulated, summaries_of
 
-from hbm import loo
-from hbm.gauss import effect_rule
-from hbm.likelihood import Likelihood
-from hbm.loo import leave_one_genre_out, loo_exact
+from hbm.exact import loo
+from hbm.exact.likelihood import Likelihood
+from hbm.exact.loo import leave_one_genre_out, loo_exact
+from hbm.exact.quadrature import integrate
+from hbm.exact.rule import effect_rule
 from hbm.priors import Priors
-from hbm.quadrature import integrate
 
 #: Log densities: the error that exact fits are allowed.
 CLOSE = 1e-6

@@ -11,7 +11,15 @@ import pytest
 import hbm
 
 FOLDER = Path(hbm.__file__).parent
-SOURCES = {path.stem: path.read_text("utf-8") for path in sorted(FOLDER.glob("*.py"))}
+
+
+def _name(path):
+    """Name of a module within `hbm`; a folder is called like its ``__init__``."""
+    parts = path.relative_to(FOLDER).with_suffix("").parts
+    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
+
+
+SOURCES = {_name(path): path.read_text("utf-8") for path in sorted(FOLDER.rglob("*.py"))}
 
 #: A module imports only from those before it.
 ORDER = [
@@ -22,11 +30,11 @@ ORDER = [
     "data",
     "baselines",
     "diagnostics",
-    "likelihood",
-    "quadrature",
-    "gauss",
-    "draws",
-    "loo",
+    "exact.likelihood",
+    "exact.quadrature",
+    "exact.rule",
+    "exact.draws",
+    "exact.loo",
     "exact",
     "model",
     "validation",
@@ -34,13 +42,14 @@ ORDER = [
     "readout",
     "store",
     "tables",
-    "look",
-    "posterior_plots",
+    "plots.look",
+    "plots.posterior",
+    "plots.estimates",
     "plots",
 ]
 
 #: Modules that draw: they import Matplotlib, and only chapters import them.
-FIGURES = {"look", "posterior_plots", "plots"}
+FIGURES = {name for name in SOURCES if name.split(".")[0] == "plots"}
 
 #: Libraries that take seconds to import, and are imported where they are used.
 HEAVY = {"pymc", "pytensor", "arviz", "nutpie", "numba", "matplotlib", "seaborn", "pandera"}
@@ -58,10 +67,9 @@ def imports(source):
 
 def hbm_modules(source):
     for module, name in imports(source):
-        if module.startswith("hbm."):
-            yield module.split(".")[1]
-        elif module == "hbm" and name in SOURCES:
-            yield name
+        if module.startswith("hbm.") or (module == "hbm" and name in SOURCES):
+            inner = f"{module}.{name}".removeprefix("hbm.")
+            yield inner if inner in SOURCES else module.removeprefix("hbm.")
 
 
 def fresh(code):

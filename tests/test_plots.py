@@ -16,9 +16,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import AxLine
 from matplotlib.text import Text
 
-from hbm import look, plots
+from hbm import plots
 from hbm.baselines import complete_pooling_estimates, no_pooling_estimates
 from hbm.data import generate_experiment_data, summarize_creators
+from hbm.plots import estimates as _estimates
+from hbm.plots import look
 from hbm.priors import Priors
 from hbm.validation import ESTIMATORS, compare_estimators, coverage_by_distance, oracle_estimates
 
@@ -234,10 +236,10 @@ def test_one_genre_and_two_creators(name):
 
 
 def test_every_method_of_the_book_has_its_own_look():
-    styles = plots._method_styles(ESTIMATORS)
-    assert set(map(str.lower, ESTIMATORS)) == set(plots._METHODS)
+    styles = _estimates._method_styles(ESTIMATORS)
+    assert set(map(str.lower, ESTIMATORS)) == set(_estimates._METHODS)
     assert len(set(styles.values())) == len(ESTIMATORS)
-    strangers = plots._method_styles(["no pooling", "a", "b"])
+    strangers = _estimates._method_styles(["no pooling", "a", "b"])
     assert len(set(strangers.values())) == 3
 
 

@@ -1,9 +1,4 @@
-"""Figures only: they draw finished tables and posteriors and compute nothing.
-
-Every function returns a Matplotlib `Figure` that pyplot does not know, so that a notebook shows
-it once. Everywhere `unit` is the unit of the effects, and `figsize` is in inches; when omitted,
-the size the notebook asks for.
-"""
+"""Figures of summaries, estimates and readouts."""
 
 from __future__ import annotations
 
@@ -17,17 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from hbm import look
 from hbm.intervals import LEVEL, normal_factor
-from hbm.look import enable_themes, themed  # noqa: F401
-from hbm.posterior_plots import (  # noqa: F401
-    plot_genre_posteriors,
-    plot_hyperparameters,
-    plot_loo_pit,
-    plot_ppc,
-    plot_rank,
-    plot_trace,
-)
+from hbm.plots import look
 from hbm.validation import SIZE_BINS, join_truth
 
 #: Colour and marker of each method, the same in all figures.

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import expit, logsumexp, wrightomega
 
-from hbm.likelihood import Likelihood, Sums
+from hbm.exact.likelihood import Likelihood, Sums
 from hbm.priors import Fixed, HalfCauchy, HalfNormal, Prior, Priors
 
 #: How far the log density has to fall before it is cut off; the error is measured against

@@ -1,7 +1,7 @@
 """The exact engine: the whole posterior from a quadrature over two standard deviations.
 
 No sampling is involved: moments, quantiles and probabilities are those of a mixture of normals
-over the nodes of the grid (`hbm.quadrature`). Draws are made on request.
+over the nodes of the grid (`hbm.exact.quadrature`). Draws are made on request.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import pandas as pd
 import xarray as xr
 
 from hbm.diagnostics import HYPERPARAMETERS
-from hbm.draws import MAX_VALUES, draw_effects, likelihood_of
-from hbm.gauss import RULE, Rule, effect_rule
+from hbm.exact.draws import MAX_VALUES, draw_effects, likelihood_of
+from hbm.exact.likelihood import Likelihood
+from hbm.exact.quadrature import integrate
+from hbm.exact.rule import RULE, Rule, effect_rule
 from hbm.gaussian import Estimates, Moments, mixture_cdf, mixture_moments, mixture_quantile
 from hbm.intervals import LEVEL, tail_probabilities
-from hbm.likelihood import Likelihood
 from hbm.priors import Fixed, Priors
-from hbm.quadrature import integrate
 
 __all__ = ["MAX_VALUES", "components", "draw_effects", "fit_exact", "predict_effects"]
 
@@ -53,7 +53,8 @@ def fit_exact(
         Groups ``posterior`` (draws, if any), ``observed_data``, ``constant_data`` and
         ``quadrature``: dims ``outer, inner``; ``sigma_genre, sigma_creator, log_weight`` of the
         nodes and ``mu_global_mean, mu_global_var`` given the node. ``mixture`` holds the same
-        by ``node`` for the few nodes of the Gauss rule (`hbm.gauss`) that smooth functions need.
+        by ``node`` for the few nodes of the Gauss rule (`hbm.exact.rule`) that smooth functions
+        need.
     """
     start = time.perf_counter()
     data = Estimates.from_frame(summaries)

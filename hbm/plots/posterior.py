@@ -1,4 +1,4 @@
-"""Figures of posteriors, the other half of `hbm.plots`, which gives them to the chapters."""
+"""Figures of posteriors and of what they predict."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 
-from hbm import look
 from hbm.intervals import LEVEL
+from hbm.plots import look
 
 _HYPERPARAMETERS = {
     "mu_global": "platform mean, mu_global",

@@ -17,12 +17,12 @@ import xarray as xr
 from scipy.special import logsumexp, ndtr
 
 from hbm import priors as families
-from hbm.draws import likelihood_of
-from hbm.gauss import Rule, effect_rule
+from hbm.exact.draws import likelihood_of
+from hbm.exact.likelihood import Likelihood
+from hbm.exact.quadrature import integrate
+from hbm.exact.rule import Rule, effect_rule
 from hbm.gaussian import Estimates, Moments
-from hbm.likelihood import Likelihood
 from hbm.priors import Priors
-from hbm.quadrature import integrate
 
 #: Without a creator the grid may lose this much at its edge, or change the log density by so
 #: much when halved (its own error is about the square of that), before it is placed anew.

@@ -1,7 +1,7 @@
 """Few nodes for many: Gauss rules for the posterior of the two standard deviations.
 
-The grid of `hbm.quadrature` needs hundreds of nodes to find out how large the posterior is and
-where. Once that is known, expectations of smooth functions (moments and distribution functions
+The grid of `hbm.exact.quadrature` needs hundreds of nodes to find out how large the posterior is
+and where. Once that is known, expectations of smooth functions (moments and distribution functions
 of the effects) need far fewer: a Gauss rule with respect to the posterior itself, which is exact
 for polynomials (Golub & Welsch 1969). The variables are sigma² / (sigma² + its mean), in which
 the shrinkage factors are ratios of linear functions.
@@ -17,6 +17,8 @@ import xarray as xr
 from scipy.linalg import lapack
 from scipy.special import logsumexp
 
+from hbm.exact.likelihood import Likelihood, Sums
+from hbm.exact.quadrature import TINY, Grid, inner_grid
 from hbm.gaussian import (
     Estimates,
     Moments,
@@ -25,8 +27,6 @@ from hbm.gaussian import (
     mixture_moments,
     shrinkage_factor,
 )
-from hbm.likelihood import Likelihood, Sums
-from hbm.quadrature import TINY, Grid, inner_grid
 
 #: Largest change of a probability, of a mean in standard deviations, or of a standard deviation
 #: relative to itself, that doubling the number of nodes may make.

@@ -16,12 +16,12 @@ from scipy.optimize import brentq
 from scipy.special import logsumexp
 
 from hbm.diagnostics import HYPERPARAMETERS, estimates_of
-from hbm.gauss import genre_moments
+from hbm.exact.likelihood import Likelihood, Sums
+from hbm.exact.quadrature import TINY
+from hbm.exact.rule import genre_moments
 from hbm.gaussian import Estimates, Moments, creator_moments, mixture_cdf, mixture_quantile
 from hbm.intervals import LEVEL, tail_probabilities
-from hbm.likelihood import Likelihood, Sums
 from hbm.priors import Normal
-from hbm.quadrature import TINY
 
 #: A request for more drawn values than this has to be explicit: 10^7 doubles are 80 MB.
 MAX_VALUES = 10**7

@@ -1,0 +1,49 @@
+"""Figures only: they draw finished tables and posteriors and compute nothing.
+
+Every function returns a Matplotlib `Figure` that pyplot does not know, so that a notebook shows
+it once. Everywhere `unit` is the unit of the effects, and `figsize` is in inches; when omitted,
+the size the notebook asks for.
+"""
+
+from hbm.plots.estimates import (
+    plot_coverage_by_distance,
+    plot_coverage_width,
+    plot_creators,
+    plot_error_by_size,
+    plot_halves,
+    plot_mse,
+    plot_readouts,
+    plot_sample_sizes,
+    plot_shrinkage,
+    plot_true_effects,
+)
+from hbm.plots.look import enable_themes, themed
+from hbm.plots.posterior import (
+    plot_genre_posteriors,
+    plot_hyperparameters,
+    plot_loo_pit,
+    plot_ppc,
+    plot_rank,
+    plot_trace,
+)
+
+__all__ = [
+    "enable_themes",
+    "plot_coverage_by_distance",
+    "plot_coverage_width",
+    "plot_creators",
+    "plot_error_by_size",
+    "plot_genre_posteriors",
+    "plot_halves",
+    "plot_hyperparameters",
+    "plot_loo_pit",
+    "plot_mse",
+    "plot_ppc",
+    "plot_rank",
+    "plot_readouts",
+    "plot_sample_sizes",
+    "plot_shrinkage",
+    "plot_trace",
+    "plot_true_effects",
+    "themed",
+]
