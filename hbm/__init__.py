@@ -17,9 +17,9 @@ _PUBLIC = {
     "diagnostics": "DiagnosticsError check_diagnostics",
     "validation": (
         "compare_estimators comparison_table compute_avg_interval_width compute_coverage "
-        "compute_mse coverage_by_distance join_truth oracle_estimates platform_study "
-        "simulate_summaries summarize_study"
+        "compute_mse coverage_by_distance join_truth oracle_estimates"
     ),
+    "studies": "platform_study simulate_summaries summarize_study",
     "predictive": (
         "leave_one_out loo_pit posterior_predictive predictive_pvalues prior_predictive "
         "split_half split_half_summary"

@@ -1,30 +1,24 @@
 """Can the posterior be trusted as a readout? Estimates against a truth that is known.
 
-What can be checked where no truth is known (predictive checks, creators left out, users held
-out) stands in `hbm.predictive`.
+On many platforms instead of one: `hbm.studies`. What can be checked where no truth is known
+(predictive checks, creators left out, users held out) stands in `hbm.predictive`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.special import ndtr
 
-from hbm.baselines import complete_pooling_estimates, no_pooling_estimates
+from hbm.baselines import no_pooling_estimates
 from hbm.data import (
-    GROUPS,
-    SIZE_MIXTURE,
-    generate_experiment_data,
     require_columns,
-    summarize_creators,
 )
 from hbm.gaussian import shrinkage_factor
 from hbm.intervals import LEVEL
-from hbm.model import extract_hbm_estimates, fit_hierarchical_model
-from hbm.priors import Fixed, Priors
 
 #: Bins of creators by their users, ``n_total``: name and range [low, high).
 SIZE_BINS = {
@@ -301,141 +295,3 @@ def comparison_table(comparison: pd.DataFrame) -> pd.DataFrame:
         },
         index=pd.Index(rows, name="measure"),
     )
-
-
-def simulate_summaries(
-    seed: int | np.random.Generator = 42,
-    *,
-    size_mixture=SIZE_MIXTURE,
-    treatment_share: float = 0.5,
-    variance: str = "welch",
-    **platform,
-) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Simulate the summaries of a platform without its users, hundreds of times faster.
-
-    The mean of an arm of n users is Normal(its expectation, sigma_obs / sqrt(n)) and its variance
-    sigma_obs² chi²(n - 1) / (n - 1), independent of the mean: exactly what the users of
-    `generate_experiment_data` would give. The same seed gives the same genre and creator effects
-    as there, but other users.
-
-    Parameters
-    ----------
-    seed : int or Generator
-    size_mixture, treatment_share, **platform
-        As for `generate_experiment_data`.
-    variance : str
-        As for `summarize_creators`.
-
-    Returns
-    -------
-    summaries : DataFrame
-    truth : dict
-    """
-    rng = np.random.default_rng(seed)
-    # Four users a creator: the smallest platform, for its truth alone.
-    _, truth = generate_experiment_data(rng, size_mixture=((1.0, 4, 5),), **platform)
-    shares, lows, highs = (np.array(column) for column in zip(*size_mixture, strict=True))
-    if (lows < 4).any() or (highs <= lows).any():
-        raise ValueError("size_mixture: every range needs 4 <= low < high")
-    component = rng.choice(len(shares), size=len(truth["creator_id"]), p=shares)
-    truth["creator_n"] = n_total = rng.integers(lows[component], highs[component])
-    n_treatment = np.clip(np.rint(n_total * treatment_share), 2, n_total - 2).astype(int)
-    genre_idx = truth["creator_genre"]
-    arms = {
-        "creator_id": truth["creator_id"],
-        "genre": np.array(truth["genres"], dtype=object)[genre_idx],
-        "genre_idx": genre_idx,
-    }
-    sigma = truth["sigma_obs"]
-    # Means without the baseline, which drops out of every difference.
-    for group, n, mean in zip(
-        GROUPS, (n_total - n_treatment, n_treatment), (0.0, truth["creator_effects"]), strict=True
-    ):
-        arms[f"n_{group}"] = n
-        arms[f"mean_{group}"] = rng.normal(mean, sigma / np.sqrt(n))
-        arms[f"var_{group}"] = sigma**2 * rng.chisquare(n - 1) / (n - 1)
-    return summarize_creators(pd.DataFrame(arms), variance=variance), truth
-
-
-def _hbm(summaries: pd.DataFrame, priors: Priors) -> pd.DataFrame:
-    posterior = fit_hierarchical_model(summaries, engine="exact", draws=0, priors=priors)
-    return extract_hbm_estimates(posterior, summaries)
-
-
-#: The estimators of a study: name and function of summaries and truth that returns estimates.
-ESTIMATORS: dict[str, Callable[[pd.DataFrame, dict[str, Any]], pd.DataFrame]] = {
-    "No pooling": lambda summaries, truth: no_pooling_estimates(summaries),
-    "Complete pooling": lambda summaries, truth: complete_pooling_estimates(summaries),
-    "Partial pooling, no genres": (
-        lambda summaries, truth: _hbm(summaries, Priors(sigma_genre=Fixed(0)))
-    ),
-    "Partial pooling": lambda summaries, truth: _hbm(summaries, Priors()),
-    "Oracle": oracle_estimates,
-}
-
-
-def platform_study(
-    n_platforms: int,
-    *,
-    estimators: Mapping[str, Callable] | None = None,
-    compare: Callable[..., pd.DataFrame] = compare_estimators,
-    seed: int = 42,
-    **platform,
-) -> pd.DataFrame:
-    """Score estimators on many simulated platforms.
-
-    Parameters
-    ----------
-    n_platforms : int
-    estimators : dict of str to function, optional
-        Functions of (summaries, truth) that return estimates; `ESTIMATORS` when omitted.
-    compare : function
-        `compare_estimators` or `coverage_by_distance`.
-    seed : int
-        Each platform has its own stream, whatever the number of platforms.
-    **platform
-        As for `simulate_summaries`.
-
-    Returns
-    -------
-    DataFrame
-        ``platform`` and the columns of `compare`, but for the errors on one platform; one row a
-        platform, estimator and bin. Reduce it with `summarize_study`.
-    """
-    estimators = ESTIMATORS if estimators is None else estimators
-    frames = []
-    for place, stream in enumerate(np.random.SeedSequence(seed).spawn(n_platforms)):
-        summaries, truth = simulate_summaries(np.random.default_rng(stream), **platform)
-        made = {name: estimate(summaries, truth) for name, estimate in estimators.items()}
-        scores = compare(made, truth)
-        scores.insert(0, "platform", place)
-        frames.append(scores.drop(columns=[c for c in scores if c.endswith("_se")]))
-    return pd.concat(frames, ignore_index=True)
-
-
-def summarize_study(study: pd.DataFrame) -> pd.DataFrame:
-    """Average a study over its platforms, with Monte Carlo errors by platform.
-
-    Parameters
-    ----------
-    study : DataFrame
-        From `platform_study`.
-
-    Returns
-    -------
-    DataFrame
-        One row an estimator and bin: the keys, ``n_platforms``, and each measure with its
-        ``*_se``, the sd over platforms / sqrt(platforms). Platforms with an empty bin do not
-        count for it. All estimators meet the same platforms, so differences between them are
-        known better than the errors of the two suggest: take them platform by platform.
-    """
-    if study["platform"].nunique() < 2:
-        raise ValueError("Monte Carlo errors by platform need at least two platforms")
-    keys = [key for key in ("distance_bin", "estimator", "size_bin") if key in study]
-    groups = study.drop(columns="platform").groupby(keys, sort=False)
-    mean, error, count = groups.mean(), groups.sem(), groups.count()
-    summary = pd.DataFrame({"n_platforms": count.iloc[:, 1], "n_creators": mean["n_creators"]})
-    for column in mean.columns.drop("n_creators"):
-        summary[column] = mean[column]
-        summary[f"{column}_se"] = error[column]
-    return summary.reset_index()

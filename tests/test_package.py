@@ -38,6 +38,7 @@ ORDER = [
     "exact",
     "model",
     "validation",
+    "studies",
     "predictive",
     "readout",
     "store",

@@ -22,7 +22,8 @@ from hbm.data import generate_experiment_data, summarize_creators
 from hbm.plots import estimates as _estimates
 from hbm.plots import look
 from hbm.priors import Priors
-from hbm.validation import ESTIMATORS, compare_estimators, coverage_by_distance, oracle_estimates
+from hbm.studies import ESTIMATORS
+from hbm.validation import compare_estimators, coverage_by_distance, oracle_estimates
 
 ODD = ("<script>", "$x_1$ {\\frac", "_hidden")
 

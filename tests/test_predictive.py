@@ -21,7 +21,7 @@ from hbm.predictive import (
     with_log_likelihood,
 )
 from hbm.priors import Fixed, HalfNormal, Normal, Priors
-from hbm.validation import simulate_summaries
+from hbm.studies import simulate_summaries
 
 #: Every statistical tolerance is this many Monte Carlo errors: missed once in 16,000 by chance.
 K = 4
