@@ -12,6 +12,7 @@ from hbm.baselines import complete_pooling_estimates, no_pooling_estimates
 from hbm.data import GROUPS, SIZE_MIXTURE, generate_experiment_data, summarize_creators
 from hbm.model import extract_hbm_estimates, fit_hierarchical_model
 from hbm.priors import Fixed, Priors
+from hbm.replicate import replicate
 from hbm.validation import compare_estimators, oracle_estimates
 
 
@@ -115,14 +116,20 @@ def platform_study(
         platform, estimator and bin. Reduce it with `summarize_study`.
     """
     estimators = ESTIMATORS if estimators is None else estimators
-    frames = []
-    for place, stream in enumerate(np.random.SeedSequence(seed).spawn(n_platforms)):
-        summaries, truth = simulate_summaries(np.random.default_rng(stream), **platform)
-        made = {name: estimate(summaries, truth) for name, estimate in estimators.items()}
-        scores = compare(made, truth)
-        scores.insert(0, "platform", place)
-        frames.append(scores.drop(columns=[c for c in scores if c.endswith("_se")]))
-    return pd.concat(frames, ignore_index=True)
+    scores = replicate(
+        _score_platform, n_platforms, seed=seed, estimators=estimators, compare=compare, **platform
+    )
+    for place, frame in enumerate(scores):
+        frame.insert(0, "platform", place)
+    return pd.concat(scores, ignore_index=True)
+
+
+def _score_platform(rng, *, estimators, compare, **platform) -> pd.DataFrame:
+    summaries, truth = simulate_summaries(rng, **platform)
+    scores = compare(
+        {name: estimate(summaries, truth) for name, estimate in estimators.items()}, truth
+    )
+    return scores.drop(columns=[c for c in scores if c.endswith("_se")])
 
 
 def summarize_study(study: pd.DataFrame) -> pd.DataFrame:

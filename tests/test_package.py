@@ -24,6 +24,7 @@ SOURCES = {_name(path): path.read_text("utf-8") for path in sorted(FOLDER.rglob(
 #: A module imports only from those before it.
 ORDER = [
     "intervals",
+    "replicate",
     "priors",
     "gaussian",
     "variance",
