@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.interpolate import CubicSpline
+from scipy.interpolate import CubicSpline, make_interp_spline
 from scipy.optimize import brentq
 from scipy.special import logsumexp
 
@@ -323,10 +323,10 @@ class _Table:
     def __init__(self, value: np.ndarray, log_weight: np.ndarray):
         n = log_weight.shape[1]
         node, fine = np.arange(n), np.linspace(0, n - 1, _FINE * (n - 1) + 1)
-        log_density = CubicSpline(node, log_weight, axis=1)(fine)
+        log_density = make_interp_spline(node, log_weight, k=7, axis=1)(fine)
         density = np.exp(log_density - log_density.max(axis=1, keepdims=True))
         below = CubicSpline(fine, density, axis=1).antiderivative()(fine)
-        smooth = CubicSpline(node, value, axis=1)
+        smooth = make_interp_spline(node, value, k=7, axis=1)
         self.value, slope = smooth(fine), smooth(fine, 1)
         self.share = below / below[:, -1:]
         # A spline through values near 0 can dip below it.

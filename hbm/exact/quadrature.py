@@ -33,9 +33,14 @@ from hbm.priors import Fixed, HalfCauchy, HalfNormal, Prior, Priors
 #: a cut at `NARROW`.
 DROP, NARROW = 36.0, 30.0
 
-#: The quadrature error that is aimed at, and the finest grid that is tried.
+#: The quadrature error that is aimed at, the first grid (outer, inner: enough for many creators
+#: in several genres), and the finest that is tried.
 TOLERANCE = 1e-6
+FIRST_INTERVALS = 40, 48
 MAX_INTERVALS = 256
+
+#: Inner intervals while the ends of the outer coordinate are being found.
+_ROUGH = 24
 
 #: Ends of the coordinate (sigma is e^-153 and e^150 times its finest scale), and the number
 #: of rounds of zooming in.
@@ -293,7 +298,7 @@ def _outer_ends(plane, priors: Priors):
 def _refine(plane, ends, tolerance: float) -> Grid:
     """Halve the steps of whichever coordinate needs it until nothing changes."""
     low, high = ends
-    intervals = [32 if free else 0 for free in plane.free]
+    intervals = [n if free else 0 for n, free in zip(FIRST_INTERVALS, plane.free, strict=True)]
     while True:
         outer, log_outer = _trapezoid(low, high, intervals[0])
         _, nodes, log_weight = inner_grid(plane, outer[0], intervals[1])
@@ -334,7 +339,7 @@ def inner_grid(plane, y: np.ndarray, intervals: int):
 
 def _outer_density(plane, y: np.ndarray):
     """Log density of outer coordinates, shape (1, point), and the log of what they stand for."""
-    _, _, log_weight = inner_grid(plane, y[0], 32 if plane.free[1] else 0)
+    _, _, log_weight = inner_grid(plane, y[0], _ROUGH if plane.free[1] else 0)
     value = plane.outer.value(y, plane.unit)
     return logsumexp(log_weight, axis=1)[None], np.log(np.maximum(value, TINY))
 
