@@ -130,7 +130,7 @@ def gauss_rule(grid: Grid, tolerance: float = TOLERANCE) -> Rule:
     sizes = grid.log_weight.shape
     candidate = _Candidates(grid)
     # Where there are many creators the posterior is narrow and a few nodes do; and they cost.
-    first = (4, 6) if len(candidate.plane.likelihood.effect) < 10_000 else (2, 2)
+    first = (4, 14) if len(candidate.plane.likelihood.effect) < 10_000 else (2, 2)
     orders = tuple(min(pair) for pair in zip(first, sizes, strict=True))
     reference = candidate.overall(orders)
     while True:
