@@ -15,6 +15,9 @@ _PUBLIC = {
     "priors": "Fixed HalfCauchy HalfNormal Normal Priors",
     "model": "extract_genre_estimates extract_hbm_estimates fit_hierarchical_model",
     "diagnostics": "DiagnosticsError check_diagnostics",
+    "exact": "extract_slope_estimates predict_effects",
+    "exact.draws": "draw_effects extract_hyper_estimates",
+    "exact.loo": "leave_one_genre_out loo_exact",
     "validation": (
         "compare_estimators comparison_table compute_avg_interval_width compute_coverage "
         "compute_mse coverage_by_distance join_truth oracle_estimates"

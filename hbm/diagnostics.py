@@ -133,6 +133,7 @@ def estimates_of(idata) -> Estimates:
         constant["se"].values,
         constant["genre_idx"].values,
         idata["posterior"].dataset.sizes["genre"],
+        constant["covariates"].values if "covariates" in constant else None,
     )
 
 

@@ -27,6 +27,10 @@ class Moments(NamedTuple):
     mean: np.ndarray
     var: np.ndarray
 
+    def of(self, data: Estimates) -> Moments:
+        """Return moments by genre, shape (draw, genre), for each creator of `data`."""
+        return Moments(self.mean[:, data.genre_idx], self.var[:, data.genre_idx])
+
 
 class Hyper(NamedTuple):
     """Draws of the hyperparameters, each of shape ``(draw,)``, in the unit of the effects."""
@@ -49,6 +53,8 @@ class Estimates:
     order : ndarray of int, shape (creator,)
         Position of each sorted creator in the frame.
     n_genres : int
+    covariates : ndarray, shape (creator, covariate), optional
+        Standardised properties of the creators.
     """
 
     effect_hat: np.ndarray
@@ -56,9 +62,12 @@ class Estimates:
     genre_idx: np.ndarray
     order: np.ndarray
     n_genres: int
+    covariates: np.ndarray | None = None
 
     @classmethod
-    def from_arrays(cls, effect_hat, se, genre_idx, n_genres: int | None = None) -> Estimates:
+    def from_arrays(
+        cls, effect_hat, se, genre_idx, n_genres: int | None = None, covariates=None
+    ) -> Estimates:
         """Sort by genre; every genre from 0 to ``n_genres - 1`` needs a creator."""
         genre_idx = np.asarray(genre_idx, dtype=np.int64)
         order = np.argsort(genre_idx, kind="stable")
@@ -68,21 +77,24 @@ class Estimates:
             genre_idx=genre_idx[order],
             order=order,
             n_genres=int(genre_idx.max()) + 1 if n_genres is None else n_genres,
+            covariates=None if covariates is None else np.asarray(covariates, float)[order],
         )
 
     @classmethod
-    def from_frame(cls, summaries: pd.DataFrame) -> Estimates:
+    def from_frame(cls, summaries: pd.DataFrame, covariates=None) -> Estimates:
         """Take `effect_hat`, `se` and `genre_idx` of a valid summaries frame."""
-        return cls.from_arrays(summaries["effect_hat"], summaries["se"], summaries["genre_idx"])
+        columns = (summaries[name] for name in ("effect_hat", "se", "genre_idx"))
+        return cls.from_arrays(*columns, covariates=covariates)
 
-    def take(self, block: slice) -> Estimates:
-        """Return a block of the sorted creators; their genres keep their numbers."""
+    def take(self, block: slice | np.ndarray) -> Estimates:
+        """Return some of the sorted creators; their genres keep their numbers."""
         return replace(
             self,
             effect_hat=self.effect_hat[block],
             se=self.se[block],
             genre_idx=self.genre_idx[block],
             order=self.order[block],
+            covariates=None if self.covariates is None else self.covariates[block],
         )
 
     @cached_property
@@ -176,15 +188,17 @@ def creator_moments(
     ----------
     data : Estimates
     genre : Moments or ndarray, shape (draw, genre)
-        Moments of mu_genre (integrated over), or its values (conditioned on).
+        Moments of mu_genre (integrated over), or its values (conditioned on); or anything else
+        that gives the moments of each creator's center by ``genre.of(data)``.
     sigma_creator : ndarray, shape (draw,)
     """
-    mean, var = genre if isinstance(genre, Moments) else (genre, np.zeros_like(genre))
+    if isinstance(genre, np.ndarray):
+        genre = Moments(genre, np.zeros_like(genre))
+    center = genre.of(data)
     pull = shrinkage_factor(data.se, sigma_creator)
-    toward = mean[:, data.genre_idx] - data.effect_hat
     return Moments(
-        mean=data.effect_hat + pull * toward,
-        var=np.square(sigma_creator)[:, None] * pull + np.square(pull) * var[:, data.genre_idx],
+        mean=data.effect_hat + pull * (center.mean - data.effect_hat),
+        var=np.square(sigma_creator)[:, None] * pull + np.square(pull) * center.var,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -76,6 +77,7 @@ def fit_hierarchical_model(
     chains: int = 4,
     random_seed: int = 42,
     target_accept: float | None = None,
+    covariates: Sequence[str] = (),
 ):
     """Fit the hierarchical model and return its posterior.
 
@@ -98,6 +100,9 @@ def fit_hierarchical_model(
     random_seed : int
     target_accept : float, optional
         Target acceptance rate; when omitted .99 for ``marginal`` and .9 for the others.
+    covariates : sequence of str
+        Columns of `summaries` that effects may go with, such as the logarithm of a creator's
+        users; with ``engine="exact"`` only (`hbm.exact.covariates`).
 
     Returns
     -------
@@ -129,7 +134,10 @@ def fit_hierarchical_model(
             draws=draws,
             chains=chains,
             random_seed=random_seed,
+            covariates=covariates,
         )
+    if covariates:
+        raise ValueError('covariates need engine="exact"')
     if min(draws, tune, chains) < 1:
         raise ValueError(f"draws, tune and chains must be >= 1, got {draws}, {tune}, {chains}")
     if target_accept is not None and not 0 < target_accept < 1:
@@ -402,7 +410,7 @@ def extract_genre_estimates(idata) -> pd.DataFrame:
     genre, _, weights = mixture(idata)
     overall = mixture_moments(genre, weights)
     # Without grouping a sampled genre mean is its draw of mu_global, a point.
-    genre = genre._replace(var=np.maximum(genre.var, 1e-12 * overall.var))
+    genre = Moments(genre.mean, np.maximum(genre.var, 1e-12 * overall.var))
     lower, upper = tail_probabilities(LEVEL)
     return pd.DataFrame(
         {

@@ -109,15 +109,20 @@ class Priors:
         Standard deviation of the genre means; ``Fixed(0)`` fits a model without grouping.
     sigma_creator : HalfNormal or HalfCauchy
         Standard deviation of the creators' effects within a genre.
+    slope : Normal
+        Change of the effect with one standard deviation of a covariate; only of a model that
+        has covariates.
     """
 
     mu_global: Normal = field(default_factory=Normal)
     sigma_genre: Prior = field(default_factory=HalfNormal)
     sigma_creator: Prior = field(default_factory=HalfNormal)
+    slope: Normal = field(default_factory=Normal)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.mu_global, Normal):
-            raise TypeError(f"mu_global needs a Normal prior, got {self.mu_global!r}")
+        for name in ("mu_global", "slope"):
+            if not isinstance(getattr(self, name), Normal):
+                raise TypeError(f"{name} needs a Normal prior, got {getattr(self, name)!r}")
         for name in ("sigma_genre", "sigma_creator"):
             prior = getattr(self, name)
             if not isinstance(prior, Prior) or isinstance(prior, Normal):
@@ -131,7 +136,8 @@ class Priors:
 
         With m the median of ``effect_hat`` and s its standard deviation (from the median
         absolute deviation, so that a few wild estimates do not matter):
-        mu_global ~ Normal(0, 5 sqrt(m² + s²)), sigma_genre and sigma_creator ~ HalfNormal(2 s).
+        mu_global ~ Normal(0, 5 sqrt(m² + s²)), sigma_genre and sigma_creator ~ HalfNormal(2 s),
+        slope ~ Normal(0, 2 s).
         The noise of the estimates is part of s, so the priors err on the wide side.
 
         Parameters
@@ -155,6 +161,7 @@ class Priors:
             mu_global=Normal(0.0, float(5 * np.hypot(center, spread))),
             sigma_genre=HalfNormal(float(2 * spread)),
             sigma_creator=HalfNormal(float(2 * spread)),
+            slope=Normal(0.0, float(2 * spread)),
         )
 
     def describe(self) -> dict[str, str]:

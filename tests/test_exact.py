@@ -386,7 +386,7 @@ def test_few_nodes_say_what_the_whole_grid_says(rng, shape):
     assert len(few.weight) < len(whole.weight) / 4
     effects = []
     for rule in (whole, few):
-        genre = rule.genre_moments(rule.sums(grid.plane.likelihood))
+        genre = rule.centers(grid.plane.likelihood)
         effects.append(creator_moments(data, genre, rule.sigma_creator))
     overall = mixture_moments(effects[0], whole.weight)
     for z in (-3, -1, 0, 2):

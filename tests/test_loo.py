@@ -179,7 +179,7 @@ def test_predictive_of_the_left_out_agrees_with_a_new_creator(rng):
     kept = every.order != i
     grid = integrate(Likelihood(every, priors.mu_global).subset(kept), priors)
     rule = effect_rule(grid)
-    genre = rule.genre_moments(rule.sums(grid.plane.likelihood))
+    genre = rule.centers(grid.plane.likelihood)
     var = genre.var[:, data[i]] + rule.sigma_creator**2 + summaries["se"][i] ** 2
     z = (summaries["effect_hat"][i] - genre.mean[:, data[i]]) / np.sqrt(var)
     assert found["pit"][i] == pytest.approx(rule.weight @ ndtr(z), abs=CLOSE)

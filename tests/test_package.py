@@ -32,6 +32,7 @@ ORDER = [
     "baselines",
     "diagnostics",
     "exact.likelihood",
+    "exact.covariates",
     "exact.quadrature",
     "exact.rule",
     "exact.draws",

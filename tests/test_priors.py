@@ -87,6 +87,7 @@ def test_the_defaults_are_the_plans():
         "mu_global": "Normal(mu=0, sigma=1)",
         "sigma_genre": "HalfNormal(sigma=1)",
         "sigma_creator": "HalfNormal(sigma=1)",
+        "slope": "Normal(mu=0, sigma=1)",
     }
     assert Priors(sigma_genre=Fixed(0)).describe()["sigma_genre"] == "Fixed(value=0)"
 

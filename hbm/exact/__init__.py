@@ -8,22 +8,31 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from hbm.data import DataError, require_columns
 from hbm.diagnostics import HYPERPARAMETERS
+from hbm.exact.covariates import likelihood_for
 from hbm.exact.draws import MAX_VALUES, draw_effects, likelihood_of
-from hbm.exact.likelihood import Likelihood
 from hbm.exact.quadrature import integrate
 from hbm.exact.rule import RULE, Rule, effect_rule
 from hbm.gaussian import Estimates, Moments, mixture_cdf, mixture_moments, mixture_quantile
 from hbm.intervals import LEVEL, tail_probabilities
 from hbm.priors import Fixed, Priors
 
-__all__ = ["MAX_VALUES", "components", "draw_effects", "fit_exact", "predict_effects"]
+__all__ = [
+    "MAX_VALUES",
+    "components",
+    "draw_effects",
+    "extract_slope_estimates",
+    "fit_exact",
+    "predict_effects",
+]
 
 
 def fit_exact(
@@ -34,6 +43,7 @@ def fit_exact(
     draws: int,
     chains: int,
     random_seed: int,
+    covariates: Sequence[str] = (),
 ) -> xr.DataTree:
     """Integrate the posterior; `hbm.model.fit_hierarchical_model` is the way in.
 
@@ -46,6 +56,8 @@ def fit_exact(
     priors : Priors
     draws, chains, random_seed : int
         As `draw_effects` takes them; no draws at all with ``draws=0``.
+    covariates : sequence of str
+        Columns of `summaries` that effects may go with.
 
     Returns
     -------
@@ -57,8 +69,9 @@ def fit_exact(
         need.
     """
     start = time.perf_counter()
-    data = Estimates.from_frame(summaries)
-    grid = integrate(Likelihood(data, priors.mu_global), priors)
+    known = _standardised(summaries, covariates)
+    data = Estimates.from_frame(summaries, known["covariates"][1] if known else None)
+    grid = integrate(likelihood_for(data, priors.mu_global, priors.slope), priors)
     rule = effect_rule(grid)
     errors = grid.errors | {"effects": rule.error}
     nodes = grid.nodes
@@ -70,6 +83,10 @@ def fit_exact(
         "log_weight": grid.log_weight,
     }
     creator = {"creator": coords["creator"]}
+    constant = {
+        "se": ("creator", summaries["se"].to_numpy(float)),
+        "genre_idx": ("creator", summaries["genre_idx"].to_numpy()),
+    }
     tree = xr.DataTree.from_dict(
         {
             "posterior": xr.Dataset(coords=coords),
@@ -80,13 +97,7 @@ def fit_exact(
             "observed_data": xr.Dataset(
                 {"effect_hat": ("creator", summaries["effect_hat"].to_numpy(float))}, creator
             ),
-            "constant_data": xr.Dataset(
-                {
-                    "se": ("creator", summaries["se"].to_numpy(float)),
-                    "genre_idx": ("creator", summaries["genre_idx"].to_numpy()),
-                },
-                creator,
-            ),
+            "constant_data": xr.Dataset(constant | known, creator),
         }
     )
     tree.attrs.update(
@@ -97,12 +108,8 @@ def fit_exact(
         log_marginal_likelihood=grid.log_evidence,
         priors=json.dumps(priors.describe()),
         prior_parameters=json.dumps(
-            {
-                name: (type(prior).__name__, asdict(prior))
-                for name, prior in ((name, getattr(priors, name)) for name in HYPERPARAMETERS)
-            }
+            {name: (type(prior).__name__, asdict(prior)) for name, prior in vars(priors).items()}
         ),
-        prior_mu_global=(priors.mu_global.mu, priors.mu_global.sigma),
         fixed=[name for name in HYPERPARAMETERS if isinstance(getattr(priors, name), Fixed)],
         random_seed=random_seed,
     )
@@ -113,21 +120,81 @@ def fit_exact(
     return tree
 
 
+def _standardised(summaries: pd.DataFrame, covariates: Sequence[str]) -> dict[str, tuple]:
+    """Covariates with mean 0 and sd 1, and what they were, as variables of a dataset."""
+    if not covariates:
+        return {}
+    require_columns(summaries, covariates, "summaries")
+    values = summaries[list(covariates)].apply(pd.to_numeric, errors="coerce").to_numpy(float)
+    for name, column in zip(covariates, values.T, strict=True):
+        wrong = ~np.isfinite(column)
+        if wrong.any():
+            first = ", ".join(map(repr, summaries["creator_id"][wrong].head(5)))
+            raise DataError(
+                f"summaries: covariate '{name}' must be a finite number; {wrong.sum()} creators "
+                f"break it, first: {first}"
+            )
+        if not np.ptp(column) > 0:
+            raise DataError(f"summaries: covariate '{name}' must not be the same for all creators")
+    mean, sd = values.mean(axis=0), values.std(axis=0)
+    return {
+        "covariates": (("creator", "covariate"), (values - mean) / sd),
+        "covariate_mean": ("covariate", mean),
+        "covariate_sd": ("covariate", sd),
+        "covariate": ("covariate", list(covariates)),
+    }
+
+
 def components(idata: xr.DataTree) -> tuple[Moments, np.ndarray, np.ndarray]:
     """Return the posterior as a mixture over the nodes of the Gauss rule.
 
     Returns
     -------
     genre : Moments, shape (node, genre)
-        Moments of mu_genre given the node.
+        Moments of mu_genre given the node; with covariates, `hbm.exact.covariates.Centers`.
     sigma_creator, weight : ndarray, shape (node,)
     """
     rule = Rule.from_dataset(idata["mixture"].dataset)
-    sums = rule.sums(likelihood_of(idata))
-    return rule.genre_moments(sums), rule.sigma_creator, rule.weight
+    return rule.centers(likelihood_of(idata)), rule.sigma_creator, rule.weight
 
 
-def predict_effects(idata: xr.DataTree, genres, *, se=0.0) -> pd.DataFrame:
+def extract_slope_estimates(idata: xr.DataTree) -> pd.DataFrame:
+    """Return the posterior of the slopes of an exact fit with covariates.
+
+    Returns
+    -------
+    DataFrame
+        One row a covariate: ``covariate``; ``mean, se`` (posterior standard deviation), ``lower,
+        upper`` (equal-tailed 95% interval), in dollars per user and standard deviation of the
+        covariate; ``p_positive``; ``covariate_mean, covariate_sd``, in the covariate's unit.
+
+    Raises
+    ------
+    ValueError
+        If the fit has no covariates.
+    """
+    constant = idata["constant_data"].dataset
+    if "covariates" not in constant:
+        raise ValueError("the fit has no covariates")
+    centers, _, weight = components(idata)
+    overall = mixture_moments(centers.slope, weight)
+    lower, upper = (mixture_quantile(centers.slope, p, weight) for p in tail_probabilities(LEVEL))
+    mirrored = Moments(-centers.slope.mean, centers.slope.var)
+    return pd.DataFrame(
+        {
+            "covariate": constant["covariate"].values,
+            "mean": overall.mean,
+            "se": np.sqrt(overall.var),
+            "lower": lower,
+            "upper": upper,
+            "p_positive": mixture_cdf(mirrored, 0.0, weight),
+            "covariate_mean": constant["covariate_mean"].values,
+            "covariate_sd": constant["covariate_sd"].values,
+        }
+    )
+
+
+def predict_effects(idata: xr.DataTree, genres, *, se=0.0, covariates=None) -> pd.DataFrame:
     """Predict the effects of creators who are not in the data.
 
     A new creator of a known genre is drawn around that genre's mean; the genre of a new one is
@@ -142,12 +209,14 @@ def predict_effects(idata: xr.DataTree, genres, *, se=0.0) -> pd.DataFrame:
     se : float or sequence of float
         0 predicts the true effect; a standard error predicts the estimate that an experiment
         of that precision would give.
+    covariates : DataFrame, optional
+        One row a new creator, in the unit of the data; needed by a fit with covariates.
 
     Returns
     -------
     DataFrame
         One row a new creator: ``genre, effect_hat`` (mean of the prediction), ``se`` (its
-        standard deviation), ``ci_lower, ci_upper`` (equal-tailed 95 % interval), ``p_positive``.
+        standard deviation), ``ci_lower, ci_upper`` (equal-tailed 95% interval), ``p_positive``.
 
     Raises
     ------
@@ -155,6 +224,8 @@ def predict_effects(idata: xr.DataTree, genres, *, se=0.0) -> pd.DataFrame:
         If a genre is neither known nor None.
     ValueError
         If a standard error is negative.
+    DataError
+        If a covariate is missing.
     """
     se = np.broadcast_to(np.asarray(se, float), len(genres))
     if not np.all(se >= 0):
@@ -165,10 +236,15 @@ def predict_effects(idata: xr.DataTree, genres, *, se=0.0) -> pd.DataFrame:
         unknown = [g for g, k in zip(genres, place, strict=True) if k < 0]
         raise KeyError(f"unknown genres: {unknown}")
     rule = Rule.from_dataset(idata["mixture"].dataset)
-    known = rule.genre_moments(rule.sums(likelihood_of(idata)))
-    new_var = rule.mu_global_var + np.square(rule.sigma_genre)
-    mean = np.column_stack([known.mean, rule.mu_global_mean])[:, place]
-    var = np.column_stack([known.var, new_var])[:, place]
+    constant = idata["constant_data"].dataset
+    x = None
+    if "covariates" in constant:
+        wanted = list(constant["covariate"].values)
+        require_columns(covariates, wanted, "covariates")
+        x = covariates[wanted].to_numpy(float) - constant["covariate_mean"].values
+        x = x / constant["covariate_sd"].values
+    new = Estimates(np.zeros(len(place)), se, place, np.arange(len(place)), len(names) + 1, x)
+    mean, var = rule.centers(likelihood_of(idata), new_genre=True).of(new)
     moments = Moments(mean, var + np.square(rule.sigma_creator)[:, None] + np.square(se))
     overall = mixture_moments(moments, rule.weight)
     lower, upper = (mixture_quantile(moments, p, rule.weight) for p in tail_probabilities(LEVEL))

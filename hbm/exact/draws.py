@@ -6,6 +6,7 @@ coordinates are smooth along the grid, so splines through the nodes give them in
 
 from __future__ import annotations
 
+import json
 from functools import cached_property
 
 import numpy as np
@@ -16,9 +17,9 @@ from scipy.optimize import brentq
 from scipy.special import logsumexp
 
 from hbm.diagnostics import HYPERPARAMETERS, estimates_of
-from hbm.exact.likelihood import Likelihood, Sums
+from hbm.exact.covariates import likelihood_for
+from hbm.exact.likelihood import Likelihood
 from hbm.exact.quadrature import TINY
-from hbm.exact.rule import genre_moments
 from hbm.gaussian import Estimates, Moments, creator_moments, mixture_cdf, mixture_quantile
 from hbm.intervals import LEVEL, tail_probabilities
 from hbm.priors import Normal
@@ -32,7 +33,9 @@ _FINE = 16
 
 def likelihood_of(idata: xr.DataTree) -> Likelihood:
     """Return the likelihood of an exact fit."""
-    return Likelihood(estimates_of(idata), Normal(*idata.attrs["prior_mu_global"]))
+    stored = json.loads(idata.attrs["prior_parameters"])
+    priors = (Normal(**stored[name][1]) for name in ("mu_global", "slope"))
+    return likelihood_for(estimates_of(idata), *priors)
 
 
 def hyper_cdf(idata: xr.DataTree, name: str, x: float) -> float:
@@ -140,12 +143,8 @@ def draw_effects(
     likelihood = likelihood_of(idata)
     sigma_genre, sigma_creator = _Between(idata).draw(rng, n_draws)
     sums = _sums_between(likelihood, sigma_creator)
-    _, mean, var = (part[:, 0] for part in likelihood.given(sums, sigma_genre[:, None]))
-    mu_global = rng.normal(mean, np.sqrt(var))
-    genre = genre_moments(sums, sigma_genre, Moments(mu_global, np.zeros(n_draws)))
-    mu_genre = rng.normal(genre.mean, np.sqrt(genre.var))
-    wanted = _in_frame_order(idata).take(position)
-    tau = creator_moments(wanted, mu_genre, sigma_creator)
+    mu_global, mu_genre, centers = likelihood.draw(rng, sums, sigma_genre)
+    tau = creator_moments(_in_frame_order(idata).take(position), centers, sigma_creator)
     noise = rng.standard_normal(tau.mean.shape)
     noise *= np.sqrt(tau.var, out=tau.var)
     drawn = {
@@ -187,19 +186,21 @@ def _in_frame_order(idata: xr.DataTree) -> Estimates:
         genre_idx=constant["genre_idx"].values.astype(np.int64),
         order=np.arange(constant.sizes["creator"]),
         n_genres=idata["posterior"].dataset.sizes["genre"],
+        covariates=constant["covariates"].values if "covariates" in constant else None,
     )
 
 
-def _sums_between(likelihood: Likelihood, sigma_creator: np.ndarray) -> Sums:
+def _sums_between(likelihood: Likelihood, sigma_creator: np.ndarray):
     """Sums over creators at every draw, by a spline through 129 values of sigma_creator."""
     x = np.log(sigma_creator)
     if np.ptp(x) == 0:
         sums = likelihood.sums(sigma_creator[:1])
-        return Sums(*(np.repeat(part, len(x), axis=0) for part in sums))
+        return type(sums)(*(np.repeat(part, len(x), axis=0) for part in sums))
     knots = np.linspace(x.min(), x.max(), 129)
-    at_knots = likelihood.sums(np.exp(knots))
-    mean = CubicSpline(knots, at_knots.mean)(x)
-    return Sums(mean, np.exp(CubicSpline(knots, np.log(at_knots.weight))(x)), np.zeros(len(x)))
+    sums = likelihood.sums(np.exp(knots))
+    between = type(sums)(*(CubicSpline(knots, part)(x) for part in sums))
+    weight = np.exp(CubicSpline(knots, np.log(sums.weight))(x))
+    return between._replace(weight=weight)
 
 
 class _Between:

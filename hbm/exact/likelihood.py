@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hbm.gaussian import Estimates
+from hbm.gaussian import Estimates, Moments
 from hbm.priors import Normal
 
 _BLOCK = 400_000
@@ -28,6 +28,12 @@ class Sums(NamedTuple):
     mean: np.ndarray
     weight: np.ndarray
     residual: np.ndarray
+
+    def with_new_genre(self) -> Sums:
+        """Append a genre without creators."""
+        none = np.zeros_like(self.mean[:, :1])
+        mean, weight = (np.concatenate([part, none], axis=1) for part in self[:2])
+        return self._replace(mean=mean, weight=weight)
 
 
 class Likelihood:
@@ -59,7 +65,7 @@ class Likelihood:
 
     def subset(self, kept: np.ndarray) -> Likelihood:
         """Return the likelihood of some creators, their genres numbered anew without gaps."""
-        return Likelihood(_subset(self.data, kept), self.prior)
+        return Likelihood(renumbered(self.data, kept), self.prior)
 
     def sums(self, sigma_creator: np.ndarray) -> Sums:
         """Return the sums over creators, `sigma_creator` of shape (node,)."""
@@ -119,7 +125,37 @@ class Likelihood:
         mu_mean = origin + mean - away / (var * total)
         return log_density, mu_mean, self.prior_var / (var * total)
 
+    def centers(self, sums: Sums, sigma_genre: np.ndarray, mu: Moments) -> Moments:
+        """Return the moments of mu_genre given both standard deviations, shape (node, genre).
 
-def _subset(data: Estimates, kept: np.ndarray) -> Estimates:
+        Parameters
+        ----------
+        sums : Sums, shape (node, genre)
+        sigma_genre : ndarray, shape (node,)
+        mu : Moments, shape (node,)
+            What is known of mu_global; with variance 0 it is conditioned on.
+        """
+        ratio = np.square(sigma_genre)[:, None] * sums.weight
+        mean = mu.mean[:, None] + (sums.mean - mu.mean[:, None]) * ratio / (1 + ratio)
+        var = np.square(sigma_genre)[:, None] / (1 + ratio) + mu.var[:, None] / np.square(1 + ratio)
+        return Moments(mean, var)
+
+    def draw(self, rng: np.random.Generator, sums: Sums, sigma_genre: np.ndarray):
+        """Draw mu_global (draw,) and mu_genre (draw, genre) given both standard deviations.
+
+        The third result gives the centers of the creators by its ``of(data)``.
+        """
+        _, mean, var = (part[:, 0] for part in self.given(sums, sigma_genre[:, None]))
+        mu_global = rng.normal(mean, np.sqrt(var))
+        genre = self.centers(sums, sigma_genre, Moments(mu_global, np.zeros_like(mu_global)))
+        mu_genre = rng.normal(genre.mean, np.sqrt(genre.var))
+        return mu_global, mu_genre, Moments(mu_genre, np.zeros_like(mu_genre))
+
+
+def renumbered(data: Estimates, kept: np.ndarray) -> Estimates:
+    """Return some of the sorted creators, their genres numbered anew without gaps."""
     _, genre_idx = np.unique(data.genre_idx[kept], return_inverse=True)
-    return Estimates.from_arrays(data.effect_hat[kept], data.se[kept], genre_idx)
+    covariates = None if data.covariates is None else data.covariates[kept]
+    return Estimates.from_arrays(
+        data.effect_hat[kept], data.se[kept], genre_idx, covariates=covariates
+    )

@@ -9,7 +9,7 @@ leaving a creator out moves the posterior off the grid, the model is integrated 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from scipy.special import logsumexp, ndtr
 from hbm import priors as families
 from hbm.exact.draws import likelihood_of
 from hbm.exact.likelihood import Likelihood
-from hbm.exact.quadrature import integrate
+from hbm.exact.quadrature import Grid, integrate
 from hbm.exact.rule import Rule, effect_rule
 from hbm.gaussian import Estimates, Moments
 from hbm.priors import Priors
@@ -78,11 +78,11 @@ def loo_exact(idata: xr.DataTree) -> ExactLoo:
     nodes = _Nodes(idata, len(data.se))
     elpd, pit = np.empty((2, len(data.se)))
     again = np.zeros(len(data.se), bool)
-    genre = nodes.rule.genre_moments(nodes.rule.sums(likelihood))
+    centers = nodes.rule.centers(likelihood)
     step = max(1, _BLOCK // len(nodes.rule.weight))
     for start in range(0, len(data.se), step):
         block = slice(start, start + step)
-        elpd[block], pit[block], again[block] = nodes.leave_out(data.take(block), genre)
+        elpd[block], pit[block], again[block] = nodes.leave_out(data.take(block), centers)
     for i in np.flatnonzero(again):
         elpd[i], pit[i] = _refitted(likelihood, _priors_of(idata), i)
     order = idata["posterior"].dataset["creator"].values
@@ -138,10 +138,8 @@ def leave_one_genre_out(idata: xr.DataTree, genres=None) -> pd.DataFrame:
         out = data.genre_idx == g
         grid = integrate(likelihood.subset(~out), priors)
         rule = effect_rule(grid)
-        var = rule.mu_global_var + np.square(rule.sigma_genre) + np.square(rule.sigma_creator)
-        density = _log_normal(
-            data.effect_hat[out], rule.mu_global_mean[:, None], var[:, None] + data.se[out] ** 2
-        )
+        mean, var = _predicted(grid, rule, data.take(out))
+        density = _log_normal(data.effect_hat[out], mean, var)
         rows.append(
             {
                 "genre": names[g],
@@ -173,7 +171,7 @@ class _Nodes:
             edge[:, [0, -1]] = True
         self.edge = edge.ravel()
 
-    def leave_out(self, data: Estimates, genre: Moments):
+    def leave_out(self, data: Estimates, centers: Moments):
         """Return log density and probability of each estimate, and whether the grid is too small.
 
         Subtracting the precision 1/t of an estimate d from a normal with mean m and variance P
@@ -181,9 +179,10 @@ class _Nodes:
         (d - m)/sqrt(t - P).
         """
         t = np.square(self.rule.sigma_creator)[:, None] + np.square(data.se)
+        mean, var = centers.of(data)
         # Far out, where sigma_genre is a million times the noise, all digits cancel.
-        left = np.maximum(t - genre.var[:, data.genre_idx], 1e-15 * t)
-        residual = (data.effect_hat - genre.mean[:, data.genre_idx]) / np.sqrt(left)
+        left = np.maximum(t - var, 1e-15 * t)
+        residual = (data.effect_hat - mean) / np.sqrt(left)
         log_density = 0.5 * np.log(left / (2 * np.pi)) - np.log(t) - 0.5 * np.square(residual)
         with np.errstate(divide="ignore"):
             without = np.log(self.rule.weight)[:, None] - log_density
@@ -211,14 +210,20 @@ def _refitted(likelihood: Likelihood, priors: Priors, i: int) -> tuple[float, fl
         raise ValueError("leaving the only creator out leaves no data")
     grid = integrate(likelihood.subset(others), priors)
     rule = effect_rule(grid)
-    mean, var = rule.mu_global_mean, rule.mu_global_var + np.square(rule.sigma_genre)
-    if np.sum(data.genre_idx == data.genre_idx[i]) > 1:
-        genre = rule.genre_moments(rule.sums(grid.plane.likelihood))
-        mean, var = (part[:, data.genre_idx[i]] for part in genre)
-    var = var + np.square(rule.sigma_creator) + data.se[i] ** 2
+    alone = not np.any(data.genre_idx[others] == data.genre_idx[i])
+    mean, var = _predicted(grid, rule, data.take([i]), None if alone else data.genre_idx[i])
     whole = integrate(likelihood, priors).log_evidence
-    pit = rule.weight @ ndtr((data.effect_hat[i] - mean) / np.sqrt(var))
+    pit = rule.weight @ ndtr((data.effect_hat[i] - mean[:, 0]) / np.sqrt(var[:, 0]))
     return whole - grid.log_evidence, float(pit)
+
+
+def _predicted(grid: Grid, rule: Rule, data: Estimates, genre: int | None = None) -> Moments:
+    """Moments of estimates that are not in the fit, of one of its genres or of a new one."""
+    likelihood = grid.plane.likelihood
+    centers = rule.centers(likelihood, new_genre=True)
+    place = likelihood.data.n_genres if genre is None else genre
+    mean, var = centers.of(replace(data, genre_idx=np.full(len(data.se), place)))
+    return Moments(mean, var + np.square(rule.sigma_creator)[:, None] + np.square(data.se))
 
 
 def _log_normal(x: np.ndarray, mean: np.ndarray, var: np.ndarray) -> np.ndarray:

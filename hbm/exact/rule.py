@@ -17,10 +17,9 @@ import xarray as xr
 from scipy.linalg import lapack
 from scipy.special import logsumexp
 
-from hbm.exact.likelihood import Likelihood, Sums
+from hbm.exact.likelihood import Likelihood
 from hbm.exact.quadrature import TINY, Grid, inner_grid
 from hbm.gaussian import (
-    Estimates,
     Moments,
     creator_moments,
     mixture_cdf,
@@ -72,31 +71,23 @@ class Rule:
         """Take the variables of a ``mixture`` group."""
         return cls(*(dataset[name].values for name in RULE))
 
-    def sums(self, likelihood: Likelihood) -> Sums:
-        """Return the sums over creators at the nodes."""
+    def centers(self, likelihood: Likelihood, new_genre: bool = False):
+        """Return the moments of mu_genre given the node, shape (node, genre).
+
+        With `new_genre` a last genre is appended, of which nothing has been seen. What comes
+        back gives the centers of creators by its ``of(data)``.
+        """
         distinct, where = np.unique(self.sigma_creator, return_inverse=True)
-        return Sums(*(part[where] for part in likelihood.sums(distinct)))
+        sums = likelihood.sums(distinct)
+        sums = type(sums)(*(part[where] for part in sums))
+        if new_genre:
+            sums = sums.with_new_genre()
+        return likelihood.centers(sums, self.sigma_genre, self.mu_global)
 
-    def genre_moments(self, sums: Sums) -> Moments:
-        """Return the moments of mu_genre given the node, shape (node, genre)."""
-        mu = Moments(self.mu_global_mean, self.mu_global_var)
-        return genre_moments(sums, self.sigma_genre, mu)
-
-
-def genre_moments(sums: Sums, sigma_genre: np.ndarray, mu: Moments) -> Moments:
-    """Return the moments of mu_genre given both standard deviations, shape (node, genre).
-
-    Parameters
-    ----------
-    sums : Sums, shape (node, genre)
-    sigma_genre : ndarray, shape (node,)
-    mu : Moments, shape (node,)
-        What is known of mu_global; with variance 0 it is conditioned on.
-    """
-    ratio = np.square(sigma_genre)[:, None] * sums.weight
-    mean = mu.mean[:, None] + (sums.mean - mu.mean[:, None]) * ratio / (1 + ratio)
-    var = np.square(sigma_genre)[:, None] / (1 + ratio) + mu.var[:, None] / np.square(1 + ratio)
-    return Moments(mean, var)
+    @property
+    def mu_global(self) -> Moments:
+        """Moments of mu_global given the node, shape (node,)."""
+        return Moments(self.mu_global_mean, self.mu_global_var)
 
 
 def effect_rule(grid: Grid) -> Rule:
@@ -163,7 +154,7 @@ class _Candidates:
     """Gauss rules of different orders, and what they say of the probed creators.
 
     Probed are the creators in whom too few nodes would show first: with the extreme standard
-    errors and estimates, and their genres.
+    errors and estimates, and their centers.
     """
 
     def __init__(self, grid: Grid):
@@ -179,10 +170,7 @@ class _Candidates:
         picked = {data.se.argmin(), data.se.argmax(), middle, away.argmax()}
         picked |= {data.effect_hat.argmin(), data.effect_hat.argmax(), (away / data.se).argmax()}
         picked = np.array(sorted(picked))
-        self.genres, genre_idx = np.unique(data.genre_idx[picked], return_inverse=True)
-        self.probes = Estimates(
-            data.effect_hat[picked], data.se[picked], genre_idx, picked, len(self.genres)
-        )
+        self.probes = data.take(picked)
 
     def _outer(self, order: int):
         """Weights and rows of the outer nodes, and the inner rules at each of them."""
@@ -194,18 +182,18 @@ class _Candidates:
         return weight, rows, _Gauss(plane.values(nodes)[1], conditional, plane.inner_scale)
 
     def _rule(self, orders: tuple[int, int]) -> tuple[Rule, Moments]:
-        """Return a rule and the moments of the probed genres and creators."""
+        """Return a rule and the moments of the probes and their centers."""
         weight, rows, inner_rule = self.outer(orders[0])
         plane = self.plane
         inner, inner_weight = inner_rule(orders[1])
         nodes = plane.nodes(rows, plane.inner_coordinate(rows, inner))
         weight = (weight[:, None] * inner_weight).ravel()
         rule = Rule(*(part.ravel() for part in nodes[:4]), weight)
-        sums = plane.sums(rows, nodes)
-        some = Sums(sums.mean[:, self.genres], sums.weight[:, self.genres], sums.residual)
-        genre = rule.genre_moments(some)
-        creator = creator_moments(self.probes, genre, rule.sigma_creator)
-        both = zip(genre, creator, strict=True)
+        centers = plane.likelihood.centers(
+            plane.sums(rows, nodes), rule.sigma_genre, rule.mu_global
+        )
+        creator = creator_moments(self.probes, centers, rule.sigma_creator)
+        both = zip(centers.of(self.probes), creator, strict=True)
         return rule, Moments(*(np.concatenate(pair, axis=1) for pair in both))
 
     def overall(self, orders: tuple[int, int]) -> Moments:
