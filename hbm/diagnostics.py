@@ -121,8 +121,15 @@ def _check_quadrature(errors: dict[str, float]) -> Diagnostics:
 
 
 def hyper_draws(posterior) -> Hyper:
-    """Return the hyperparameters of a posterior dataset, each of shape ``(chain * draw,)``."""
-    return Hyper(*(posterior[name].values.reshape(-1) for name in HYPERPARAMETERS))
+    """Return the hyperparameters of a posterior dataset, each of shape ``(chain * draw,)``.
+
+    Where each genre has its own, sigma_creator has the shape ``(chain * draw, genre)``.
+    """
+    hyper = Hyper(*(posterior[name].values.reshape(-1) for name in HYPERPARAMETERS))
+    if "sigma_by_genre" not in posterior:
+        return hyper
+    own = posterior["sigma_by_genre"].values
+    return hyper._replace(sigma_creator=own.reshape(-1, own.shape[-1]))
 
 
 def estimates_of(idata) -> Estimates:

@@ -33,7 +33,10 @@ class Moments(NamedTuple):
 
 
 class Hyper(NamedTuple):
-    """Draws of the hyperparameters, each of shape ``(draw,)``, in the unit of the effects."""
+    """Draws of the hyperparameters, each of shape ``(draw,)``, in the unit of the effects.
+
+    `sigma_creator` may have the shape ``(draw, genre)``, where genres have their own.
+    """
 
     mu_global: np.ndarray
     sigma_genre: np.ndarray
@@ -134,9 +137,9 @@ def genre_sums(data: Estimates, sigma_creator: np.ndarray) -> GenreSums:
     Parameters
     ----------
     data : Estimates
-    sigma_creator : ndarray, shape (draw,)
+    sigma_creator : ndarray, shape (draw,) or (draw, genre)
     """
-    v = 1.0 / (np.square(sigma_creator)[:, None] + np.square(data.se))
+    v = 1.0 / (np.square(for_creators(sigma_creator, data)) + np.square(data.se))
     weight = data.by_genre(v)
     mean = data.by_genre(v * data.effect_hat) / weight
     deviation = data.effect_hat - mean[:, data.genre_idx]
@@ -174,9 +177,22 @@ def genre_moments(data: Estimates, hyper: Hyper) -> Moments:
     )
 
 
+def for_creators(sigma_creator: np.ndarray, data: Estimates) -> np.ndarray:
+    """Bring sigma_creator, (draw,) or (draw, genre), to the shape (draw, 1) or (draw, creator)."""
+    return sigma_creator[:, None] if sigma_creator.ndim == 1 else sigma_creator[:, data.genre_idx]
+
+
 def shrinkage_factor(se: np.ndarray, sigma_creator: np.ndarray) -> np.ndarray:
-    """Weight of the genre's mean, se² / (se² + sigma_creator²), shape ``(draw, creator)``."""
-    return np.square(se) / (np.square(se) + np.square(sigma_creator)[:, None])
+    """Weight of the genre's mean, se² / (se² + sigma_creator²), shape ``(draw, creator)``.
+
+    Parameters
+    ----------
+    se : ndarray, shape (creator,)
+    sigma_creator : ndarray, shape (draw,) or (draw, creator)
+    """
+    return np.square(se) / (
+        np.square(se) + np.square(sigma_creator.reshape(len(sigma_creator), -1))
+    )
 
 
 def creator_moments(
@@ -190,15 +206,16 @@ def creator_moments(
     genre : Moments or ndarray, shape (draw, genre)
         Moments of mu_genre (integrated over), or its values (conditioned on); or anything else
         that gives the moments of each creator's center by ``genre.of(data)``.
-    sigma_creator : ndarray, shape (draw,)
+    sigma_creator : ndarray, shape (draw,) or (draw, genre)
     """
     if isinstance(genre, np.ndarray):
         genre = Moments(genre, np.zeros_like(genre))
     center = genre.of(data)
-    pull = shrinkage_factor(data.se, sigma_creator)
+    sigma = for_creators(sigma_creator, data)
+    pull = shrinkage_factor(data.se, sigma)
     return Moments(
         mean=data.effect_hat + pull * (center.mean - data.effect_hat),
-        var=np.square(sigma_creator)[:, None] * pull + np.square(pull) * center.var,
+        var=np.square(sigma) * pull + np.square(pull) * center.var,
     )
 
 

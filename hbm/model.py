@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from hbm.gaussian import (
     Estimates,
     Moments,
     creator_moments,
+    for_creators,
     genre_moments,
     mixture_cdf,
     mixture_moments,
@@ -57,8 +59,9 @@ _BLOCK = 100_000
 class Mixture(NamedTuple):
     """The posterior as a mixture of normals over draws or nodes of the hyperparameters.
 
-    `genre` holds the moments of mu_genre, shape ``(component, genre)``; `sigma_creator` and
-    `weights` (equal where ``None``) have the shape ``(component,)``.
+    `genre` holds the moments of mu_genre, shape ``(component, genre)``; `sigma_creator` (by
+    genre where genres have their own) and `weights` (equal where ``None``) have the shape
+    ``(component,)``.
     """
 
     genre: Moments
@@ -78,6 +81,7 @@ def fit_hierarchical_model(
     random_seed: int = 42,
     target_accept: float | None = None,
     covariates: Sequence[str] = (),
+    sigma_by_genre: bool = False,
 ):
     """Fit the hierarchical model and return its posterior.
 
@@ -103,12 +107,17 @@ def fit_hierarchical_model(
     covariates : sequence of str
         Columns of `summaries` that effects may go with, such as the logarithm of a creator's
         users; with ``engine="exact"`` only (`hbm.exact.covariates`).
+    sigma_by_genre : bool
+        Give each genre its own standard deviation of creators, log-normal around sigma_creator:
+        ``log sigma_by_genre[g] ~ Normal(log sigma_creator, sigma_spread)``; with NUTS and
+        ``marginal`` only.
 
     Returns
     -------
     DataTree
         Groups ``posterior`` (``mu_global, sigma_genre, sigma_creator``; ``mu_genre`` by genre;
-        ``tau`` by creator), ``sample_stats``, ``observed_data`` and ``constant_data``; dims
+        ``tau`` by creator; where asked for, ``sigma_spread`` and ``sigma_by_genre``),
+        ``sample_stats``, ``observed_data`` and ``constant_data``; dims
         ``chain, draw, creator, genre``; settings and seconds in its attributes. With
         ``engine="exact"`` a group ``quadrature`` takes the place of ``sample_stats``
         (`hbm.exact.fit_exact`).
@@ -126,6 +135,8 @@ def fit_hierarchical_model(
     if parameterization not in TARGET_ACCEPT:
         known = ", ".join(TARGET_ACCEPT)
         raise ValueError(f"unknown parameterization {parameterization!r}; known: {known}")
+    if sigma_by_genre and (engine, parameterization) != ("nuts", "marginal"):
+        raise ValueError('sigma_by_genre needs engine="nuts" and parameterization="marginal"')
     if engine == "exact":
         return fit_exact(
             summaries,
@@ -153,7 +164,11 @@ def fit_hierarchical_model(
         )
     data = Estimates.from_frame(summaries)
     start = time.perf_counter()
-    build = {"marginal": _marginal, "centered": _centered, "noncentered": _noncentered}
+    build = {
+        "marginal": partial(_marginal, sigma_by_genre=sigma_by_genre),
+        "centered": _centered,
+        "noncentered": _noncentered,
+    }
     sampled = _sample(
         build[parameterization](data, priors),
         draws=draws,
@@ -162,7 +177,8 @@ def fit_hierarchical_model(
         random_seed=random_seed,
         target_accept=target_accept or TARGET_ACCEPT[parameterization],
     )
-    posterior = {name: sampled["posterior"][name].values for name in HYPERPARAMETERS}
+    names = (*HYPERPARAMETERS, *(("sigma_spread", "sigma_by_genre") if sigma_by_genre else ()))
+    posterior = {name: sampled["posterior"][name].values for name in names}
     if parameterization == "marginal":
         posterior |= _draw_effects(data, sampled, random_seed)
     else:
@@ -185,7 +201,7 @@ def fit_hierarchical_model(
     )
 
 
-def _marginal(data: Estimates, priors: Priors):
+def _marginal(data: Estimates, priors: Priors, *, sigma_by_genre: bool = False):
     """Three parameters; the density of the estimates is `hbm.gaussian.log_density`.
 
     mu_global is sampled as its distance from its mean given the two standard deviations and the
@@ -199,7 +215,10 @@ def _marginal(data: Estimates, priors: Priors):
 
     with pm.Model() as model:
         sigma_genre = priors.sigma_genre.pymc("sigma_genre")
-        sigma_creator = priors.sigma_creator.pymc("sigma_creator")
+        if sigma_by_genre:
+            sigma_creator = _own_sigmas(data, priors)[data.genre_idx]
+        else:
+            sigma_creator = priors.sigma_creator.pymc("sigma_creator")
         v = 1 / (sigma_creator**2 + data.se**2)
         weight = by_genre(v)
         mean = by_genre(v * data.effect_hat) / weight
@@ -214,6 +233,26 @@ def _marginal(data: Estimates, priors: Priors):
         prior = pm.logp(pm.Normal.dist(mu.mu, mu.sigma), center)
         pm.Potential("between_genres", at_center + prior - 0.5 * pt.log(precision))
     return model
+
+
+def _own_sigmas(data: Estimates, priors: Priors):
+    """Standard deviations by genre, sampled as their mean logarithm and deviations from it.
+
+    The mean is what the data know well; how far sigma_creator lies from it is next to prior.
+    """
+    import pymc as pm
+    import pytensor.tensor as pt
+
+    n = data.n_genres
+    spread = priors.sigma_spread.pymc("sigma_spread")
+    mean = pm.Flat("log_sigma_mean")
+    away = pm.Normal("log_sigma_away", 0, 1 / np.sqrt(n))
+    log_sigma = mean - spread * away
+    deviation = pm.ZeroSumNormal("log_sigma_deviation", shape=n) if n > 1 else pt.zeros(1)
+    sigma = pm.Deterministic("sigma_creator", pt.exp(log_sigma))
+    density = pm.logp(priors.sigma_creator.pymc(None), sigma)
+    pm.Potential("sigma_creator_prior", density + log_sigma)
+    return pm.Deterministic("sigma_by_genre", pt.exp(mean + spread * deviation))
 
 
 def _centered(data: Estimates, priors: Priors):
@@ -303,6 +342,7 @@ def _as_datatree(summaries: pd.DataFrame, posterior, sample_stats, attrs):
         coords=_coords(summaries),
         dims={
             "mu_genre": ["genre"],
+            "sigma_by_genre": ["genre"],
             "tau": ["creator"],
             "effect_hat": ["creator"],
             "se": ["creator"],
@@ -364,7 +404,8 @@ def extract_hbm_estimates(idata, summaries: pd.DataFrame, *, check: bool = True)
         # The upper tail by symmetry: 1 - cdf would lose the small probabilities.
         mirrored = moments._replace(mean=-moments.mean)
         columns["p_positive"][block] = mixture_cdf(mirrored, 0.0, weights)
-        pull = shrinkage_factor(data.se[block], sigma_creator)
+        sigma = for_creators(sigma_creator, data.take(block))
+        pull = shrinkage_factor(data.se[block], sigma)
         columns["shrinkage"][block] = np.average(pull, axis=0, weights=weights)
 
     step = max(1, _BLOCK // len(sigma_creator))

@@ -82,7 +82,7 @@ def prior_predictive(
     genre_idx, se = summaries["genre_idx"].to_numpy(int), summaries["se"].to_numpy(float)
     shape = (draws, genre_idx.max() + 1)
     mu_genre = rng.normal(hyper["mu_global"][:, None], hyper["sigma_genre"][:, None], shape)
-    effects = _replicate_creators(mu_genre[:, genre_idx], hyper["sigma_creator"], se, rng)
+    effects = rng.normal(mu_genre[:, genre_idx], np.hypot(hyper["sigma_creator"][:, None], se))
     return az.from_dict(
         {
             "prior": {name: values[None] for name, values in hyper.items()},
@@ -92,11 +92,6 @@ def prior_predictive(
         coords={"creator": summaries["creator_id"].to_numpy()},
         dims={"effect_hat": ["creator"]},
     )
-
-
-def _replicate_creators(mean, sigma_creator, se, rng: np.random.Generator) -> np.ndarray:
-    """Draw new creators around their genres' means, and estimates of them."""
-    return rng.normal(mean, np.hypot(sigma_creator[:, None], se))
 
 
 def posterior_predictive(
@@ -139,9 +134,8 @@ def posterior_predictive(
     chosen = posterior.isel(sample=rng.choice(n, draws, replace=draws > n))
     se = idata["constant_data"]["se"].values
     if replicate == "creator":
-        genre_idx = idata["constant_data"]["genre_idx"].values
-        mean = chosen["mu_genre"].transpose("sample", "genre").values[:, genre_idx]
-        effects = _replicate_creators(mean, chosen["sigma_creator"].values, se, rng)
+        mean, sd = _predictive(chosen, idata["constant_data"].dataset)
+        effects = rng.normal(*(part.transpose("sample", "creator").values for part in (mean, sd)))
     else:
         effects = rng.normal(chosen["tau"].transpose("sample", "creator").values, se)
     replicated = xr.Dataset(
@@ -239,22 +233,27 @@ def with_log_likelihood(idata, *, conditional: bool = False):
         False: tau integrated out, Normal(mu_genre, sqrt(sigma_creator² + se²)). True: given
         tau, Normal(tau, se).
     """
-    mean, sd = _predictive(idata, conditional)
+    posterior, constant = _draws_of(idata), idata["constant_data"].dataset
+    mean, sd = _predictive(posterior, constant, conditional=conditional)
     observed = idata["observed_data"]["effect_hat"]
     density = -0.5 * np.square((observed - mean) / sd) - np.log(sd * np.sqrt(2 * np.pi))
     dims = ("chain", "draw", "creator")
     group = density.transpose(*dims).to_dataset(name="effect_hat")
-    tree = _with_group(idata, "posterior", _draws_of(idata))
+    tree = _with_group(idata, "posterior", posterior)
     return _with_group(tree, "log_likelihood", group.drop_vars("genre", errors="ignore"))
 
 
-def _predictive(idata, conditional: bool):
+def _predictive(posterior, constant, *, conditional: bool = False):
     """Mean and sd of each creator's estimate, by draw."""
-    posterior, constant = _draws_of(idata), idata["constant_data"].dataset
     if conditional:
         return posterior["tau"], constant["se"]
-    mean = posterior["mu_genre"].isel(genre=constant["genre_idx"].astype(int))
-    return mean, np.hypot(posterior["sigma_creator"], constant["se"])
+    genre = constant["genre_idx"].astype(int)
+    mean, sigma = posterior["mu_genre"].isel(genre=genre), posterior["sigma_creator"]
+    if "slope" in posterior:
+        mean = mean + (posterior["slope"] * constant["covariates"]).sum("covariate")
+    if "sigma_by_genre" in posterior:
+        sigma = posterior["sigma_by_genre"].isel(genre=genre)
+    return mean, np.hypot(sigma, constant["se"])
 
 
 def leave_one_out(idata, *, conditional: bool = False) -> LeaveOneOut:
@@ -314,7 +313,7 @@ def loo_pit(idata, loo: LeaveOneOut | None = None) -> pd.DataFrame:
         ``creator_id, pit, pareto_k``.
     """
     elpd = (leave_one_out(idata) if loo is None else loo).elpd
-    mean, sd = _predictive(idata, conditional=False)
+    mean, sd = _predictive(_draws_of(idata), idata["constant_data"].dataset)
     z = (idata["observed_data"]["effect_hat"] - mean) / sd
     below = z.copy(data=ndtr(z.values))
     weights = np.exp(elpd.log_weights - elpd.log_weights.max(("chain", "draw")))

@@ -33,11 +33,15 @@ class Prior:
         """Return the same distribution as a frozen SciPy distribution."""
         raise NotImplementedError
 
-    def pymc(self, name: str):
-        """Add the prior to the PyMC model on the stack and return its variable."""
+    def pymc(self, name: str | None):
+        """Add the prior to the PyMC model on the stack and return its variable.
+
+        Without a name, return the distribution alone.
+        """
         import pymc as pm
 
-        return getattr(pm, type(self).__name__)(name, **asdict(self))
+        family = getattr(pm, type(self).__name__)
+        return family(name, **asdict(self)) if name else family.dist(**asdict(self))
 
 
 @dataclass(frozen=True)
@@ -118,12 +122,13 @@ class Priors:
     sigma_genre: Prior = field(default_factory=HalfNormal)
     sigma_creator: Prior = field(default_factory=HalfNormal)
     slope: Normal = field(default_factory=Normal)
+    sigma_spread: Prior = field(default_factory=lambda: HalfNormal(0.5))
 
     def __post_init__(self) -> None:
         for name in ("mu_global", "slope"):
             if not isinstance(getattr(self, name), Normal):
                 raise TypeError(f"{name} needs a Normal prior, got {getattr(self, name)!r}")
-        for name in ("sigma_genre", "sigma_creator"):
+        for name in ("sigma_genre", "sigma_creator", "sigma_spread"):
             prior = getattr(self, name)
             if not isinstance(prior, Prior) or isinstance(prior, Normal):
                 raise TypeError(f"{name} needs a prior on positive values, got {prior!r}")

@@ -88,6 +88,7 @@ def test_the_defaults_are_the_plans():
         "sigma_genre": "HalfNormal(sigma=1)",
         "sigma_creator": "HalfNormal(sigma=1)",
         "slope": "Normal(mu=0, sigma=1)",
+        "sigma_spread": "HalfNormal(sigma=0.5)",
     }
     assert Priors(sigma_genre=Fixed(0)).describe()["sigma_genre"] == "Fixed(value=0)"
 

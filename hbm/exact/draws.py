@@ -120,7 +120,8 @@ def draw_effects(
     -------
     Dataset
         ``mu_global, sigma_genre, sigma_creator`` (chain, draw), ``mu_genre`` (chain, draw,
-        genre) and ``tau`` (chain, draw, creator), in the unit of the effects.
+        genre), ``tau`` (chain, draw, creator) and, with covariates, ``slope`` (chain, draw,
+        covariate), in the unit of the effects.
 
     Raises
     ------
@@ -154,18 +155,22 @@ def draw_effects(
         "mu_genre": mu_genre,
         "tau": np.add(noise, tau.mean, out=noise),
     }
-    last = {"mu_genre": ("genre",), "tau": ("creator",)}
+    last = {"mu_genre": ("genre",), "tau": ("creator",), "slope": ("covariate",)}
+    coords = {
+        "chain": np.arange(chains),
+        "draw": np.arange(draws),
+        "creator": ids[position],
+        "genre": genres,
+    }
+    if likelihood.data.covariates is not None:
+        drawn["slope"] = centers.slope.mean
+        coords["covariate"] = idata["constant_data"]["covariate"].values
     return xr.Dataset(
         {
             name: (("chain", "draw", *last.get(name, ())), v.reshape(chains, draws, *v.shape[1:]))
             for name, v in drawn.items()
         },
-        {
-            "chain": np.arange(chains),
-            "draw": np.arange(draws),
-            "creator": ids[position],
-            "genre": genres,
-        },
+        coords,
     )
 
 
