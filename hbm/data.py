@@ -486,7 +486,7 @@ def validate_summaries(summaries: pd.DataFrame) -> pd.DataFrame:
             f"{source}: column 'genre_idx' must have no gaps; without a creator: "
             f"{', '.join(map(str, empty[:_FIRST]))}"
         )
-    if "genre" in summaries:
+    if "genre" in summaries and not _one_to_one(summaries["genre"], idx.astype(int)):
         names = summaries.groupby("genre_idx")["genre"].nunique(dropna=False)
         if (names > 1).any():
             raise DataError(f"{source}: genre_idx {names.idxmax()} has more than one genre name")
@@ -494,3 +494,9 @@ def validate_summaries(summaries: pd.DataFrame) -> pd.DataFrame:
         if (numbers > 1).any():
             raise DataError(f"{source}: genre {numbers.idxmax()!r} has more than one genre_idx")
     return summaries
+
+
+def _one_to_one(genre: pd.Series, idx: np.ndarray) -> bool:
+    code, names = pd.factorize(genre, use_na_sentinel=False)
+    pairs = np.unique(code * (idx.max() + 1) + idx)
+    return len(pairs) == len(names) == idx.max() + 1

@@ -321,9 +321,9 @@ def _coords(summaries: pd.DataFrame) -> dict[str, np.ndarray]:
     """Return the ids and names of the data as coordinates."""
     genres = np.arange(int(summaries["genre_idx"].max()) + 1).astype(str)
     if "genre" in summaries:
-        names = summaries.groupby("genre_idx")["genre"].first()
-        genres = names.to_numpy(dtype=object)
-    return {"creator": summaries["creator_id"].to_numpy(), "genre": genres}
+        first = np.unique(summaries["genre_idx"].to_numpy(int), return_index=True)[1]
+        genres = summaries["genre"].iloc[first].to_numpy(dtype=object)
+    return {"creator": pd.Index(summaries["creator_id"], name="creator"), "genre": genres}
 
 
 def _as_datatree(summaries: pd.DataFrame, posterior, sample_stats, attrs):
@@ -409,15 +409,21 @@ def extract_hbm_estimates(idata, summaries: pd.DataFrame, *, check: bool = True)
         columns["shrinkage"][block] = np.average(pull, axis=0, weights=weights)
 
     step = max(1, _BLOCK // len(sigma_creator))
+    blocks = [slice(i, i + step) for i in range(0, len(data.se), step)]
     with ThreadPoolExecutor() as threads:
-        list(threads.map(fill, (slice(i, i + step) for i in range(0, len(data.se), step))))
-    estimates = pd.DataFrame({name: data.unsort(values) for name, values in columns.items()})
-    genres = idata["posterior"].dataset["genre"].values
-    estimates.insert(0, "creator_id", summaries["creator_id"].to_numpy())
-    estimates.insert(1, "genre", genres[summaries["genre_idx"].to_numpy(int)])
-    n_total = summaries["n_total"].to_numpy() if "n_total" in summaries else np.nan
-    estimates.insert(6, "n_total", n_total)
-    return estimates
+        list((threads.map if len(blocks) > 1 else map)(fill, blocks))
+    columns = {name: data.unsort(values) for name, values in columns.items()}
+    last = {name: columns.pop(name) for name in ("p_positive", "shrinkage")}
+    genres = pd.Index(idata["posterior"].dataset["genre"].values, dtype=object)
+    return pd.DataFrame(
+        {
+            "creator_id": summaries["creator_id"].to_numpy(),
+            "genre": genres.take(summaries["genre_idx"].to_numpy(int)),
+            **columns,
+            "n_total": summaries["n_total"].to_numpy() if "n_total" in summaries else np.nan,
+            **last,
+        }
+    )
 
 
 def mixture(idata) -> Mixture:
@@ -470,9 +476,7 @@ _ESTIMATED = ("effect_hat", "se", "ci_lower", "ci_upper", "p_positive", "shrinka
 
 
 def _require_same_data(idata, summaries: pd.DataFrame) -> None:
-    fitted = idata["posterior"].dataset["creator"].values
-    given = summaries["creator_id"].to_numpy()
-    if len(fitted) != len(given) or not np.array_equal(fitted, given):
+    if not idata["posterior"].dataset.indexes["creator"].equals(pd.Index(summaries["creator_id"])):
         raise ValueError("the posterior belongs to other creators than the summaries")
     for group, name in (("observed_data", "effect_hat"), ("constant_data", "se")):
         if not np.array_equal(idata[group][name].values, summaries[name].to_numpy(float)):

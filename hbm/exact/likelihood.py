@@ -104,18 +104,19 @@ class Likelihood:
         return log_density, mu_mean, mu_var
 
     def _given(self, sums: Sums, sigma_genre: np.ndarray):
-        weight = sums.weight[:, None, :]
-        w = weight / (1 + np.square(sigma_genre)[:, :, None] * weight)
-        total = w.sum(axis=2)
+        # The genres come first: sums over a short last axis are slow.
+        weight = sums.weight.T[:, :, None]
+        w = weight / (1 + np.square(sigma_genre) * weight)
+        total = w.sum(axis=0)
         origin = sums.mean[:, :1]
-        offset = (sums.mean - origin)[:, None, :]
-        mean = (w * offset).sum(axis=2) / total
-        squared = (w * np.square(offset - mean[:, :, None])).sum(axis=2)
+        offset = (sums.mean - origin).T[:, :, None]
+        mean = (w * offset).sum(axis=0) / total
+        squared = (w * np.square(offset - mean)).sum(axis=0)
         var = self.prior_var + 1 / total
         away = origin + mean - self.prior_mean
         log_density = 0.5 * (
             2 * sums.residual[:, None]
-            + np.log(w).sum(axis=2)
+            + np.log(w).sum(axis=0)
             - np.log(total)
             - squared
             - np.log(var)
