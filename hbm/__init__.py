@@ -11,16 +11,20 @@ _PUBLIC = {
         "DataError generate_experiment_data incomplete_creators read_users summarize_arms "
         "summarize_creators validate_users"
     ),
-    "baselines": "complete_pooling_estimates no_pooling_estimates",
+    "baselines": (
+        "complete_pooling_estimates empirical_bayes_estimates james_stein_estimates "
+        "no_pooling_estimates"
+    ),
     "priors": "Fixed HalfCauchy HalfNormal Normal Priors",
-    "model": "extract_genre_estimates extract_hbm_estimates fit_hierarchical_model",
+    "model": "fit_hierarchical_model",
+    "estimates": "effect_cdf extract_genre_estimates extract_hbm_estimates",
     "diagnostics": "DiagnosticsError check_diagnostics",
     "exact": "extract_slope_estimates predict_effects",
     "exact.draws": "draw_effects extract_hyper_estimates",
     "exact.loo": "leave_one_genre_out loo_exact",
     "validation": (
         "compare_estimators comparison_table compute_avg_interval_width compute_coverage "
-        "compute_mse coverage_by_distance join_truth oracle_estimates"
+        "compute_mse coverage_by_distance join_truth oracle_estimates selection_scores"
     ),
     "studies": "platform_study simulate_summaries summarize_study",
     "predictive": (

@@ -90,14 +90,13 @@ def generate_experiment_data(
         raise ValueError("genre_sd and sigma_creator must be >= 0, sigma_obs > 0")
 
     rng = np.random.default_rng(seed)
-    n_creators = len(genres) * n_creators_per_genre
     creator_genre = np.repeat(np.arange(len(genres)), n_creators_per_genre)
+    n_creators = len(creator_genre)
     genre_effects = rng.normal(genre_mean, genre_sd, len(genres))
     creator_effects = rng.normal(genre_effects[creator_genre], sigma_creator)
     component = rng.choice(len(shares), size=n_creators, p=shares)
     creator_n = rng.integers(lows[component], highs[component])
     n_treatment = np.clip(np.rint(creator_n * treatment_share), 2, creator_n - 2).astype(int)
-
     width = len(str(n_creators))
     creator_id = np.array([f"c{i + 1:0{width}d}" for i in range(n_creators)], dtype=object)
     creator = np.repeat(np.arange(n_creators), creator_n)
@@ -498,5 +497,4 @@ def validate_summaries(summaries: pd.DataFrame) -> pd.DataFrame:
 
 def _one_to_one(genre: pd.Series, idx: np.ndarray) -> bool:
     code, names = pd.factorize(genre, use_na_sentinel=False)
-    pairs = np.unique(code * (idx.max() + 1) + idx)
-    return len(pairs) == len(names) == idx.max() + 1
+    return len(np.unique(code * (idx.max() + 1) + idx)) == len(names) == idx.max() + 1

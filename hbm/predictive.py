@@ -20,9 +20,10 @@ from hbm.data import (
     validate_users,
 )
 from hbm.diagnostics import HYPERPARAMETERS
+from hbm.estimates import extract_hbm_estimates
 from hbm.exact.draws import MAX_VALUES, draw_effects
 from hbm.intervals import LEVEL, normal_factor, tail_probabilities
-from hbm.model import extract_hbm_estimates, fit_hierarchical_model
+from hbm.model import fit_hierarchical_model
 from hbm.priors import Fixed, Priors
 
 #: Test statistics of `predictive_pvalues`, each of effects of shape ``(…, creator)``.

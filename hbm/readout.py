@@ -17,13 +17,9 @@ from hbm.data import (
     validate_summaries,
 )
 from hbm.diagnostics import Diagnostics, check_diagnostics
+from hbm.estimates import extract_genre_estimates, extract_hbm_estimates, mixture
 from hbm.intervals import LEVEL, tail_probabilities
-from hbm.model import (
-    extract_genre_estimates,
-    extract_hbm_estimates,
-    fit_hierarchical_model,
-    mixture,
-)
+from hbm.model import fit_hierarchical_model
 from hbm.priors import Fixed, Priors
 
 #: A verdict is given if the probability of the other sign is at most this.

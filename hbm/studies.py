@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import ndtr, stdtr
 
-from hbm.baselines import complete_pooling_estimates, no_pooling_estimates
+from hbm.baselines import (
+    complete_pooling_estimates,
+    degrees_of_freedom,
+    empirical_bayes_estimates,
+    james_stein_estimates,
+    no_pooling_estimates,
+)
 from hbm.data import GROUPS, SIZE_MIXTURE, generate_experiment_data, summarize_creators
-from hbm.model import extract_hbm_estimates, fit_hierarchical_model
+from hbm.estimates import effect_cdf, extract_hbm_estimates
+from hbm.model import fit_hierarchical_model
 from hbm.priors import Fixed, Priors
 from hbm.replicate import replicate
-from hbm.validation import compare_estimators, oracle_estimates
+from hbm.validation import compare_estimators, join_truth, oracle_estimates
 
 
 def simulate_summaries(
@@ -70,21 +79,56 @@ def simulate_summaries(
     return summarize_creators(pd.DataFrame(arms), variance=variance), truth
 
 
-def _hbm(summaries: pd.DataFrame, priors: Priors) -> pd.DataFrame:
-    posterior = fit_hierarchical_model(summaries, engine="exact", draws=0, priors=priors)
-    return extract_hbm_estimates(posterior, summaries)
+def _classical(estimator: Callable[..., pd.DataFrame], **settings: Any):
+    """Make an estimator of a study: normal around its estimate, whatever its interval."""
+
+    def estimate(summaries: pd.DataFrame, truth: dict[str, Any]) -> pd.DataFrame:
+        made = estimator(summaries, **settings)
+        z = (join_truth(made, truth)["effect_true"] - made["effect_hat"]) / made["se"]
+        return made.assign(pit=ndtr(z))
+
+    return estimate
+
+
+def _student(summaries: pd.DataFrame, truth: dict[str, Any]) -> pd.DataFrame:
+    made = no_pooling_estimates(summaries, student=True)
+    t = (join_truth(made, truth)["effect_true"] - made["effect_hat"]) / made["se"]
+    return made.assign(pit=stdtr(degrees_of_freedom(summaries), t))
+
+
+def _oracle(summaries: pd.DataFrame, truth: dict[str, Any]) -> pd.DataFrame:
+    return _classical(oracle_estimates, truth=truth)(summaries, truth)
+
+
+def pooled(
+    summaries: pd.DataFrame, truth: dict[str, Any], priors: Priors = Priors(), **settings: Any
+) -> pd.DataFrame:
+    """Estimate with the exact engine; `pit` comes from the posterior itself."""
+    fit = fit_hierarchical_model(summaries, engine="exact", draws=0, priors=priors, **settings)
+    made = extract_hbm_estimates(fit, summaries)
+    return made.assign(pit=effect_cdf(fit, join_truth(made, truth)["effect_true"].to_numpy()))
 
 
 #: The estimators of a study: name and function of summaries and truth that returns estimates.
 ESTIMATORS: dict[str, Callable[[pd.DataFrame, dict[str, Any]], pd.DataFrame]] = {
-    "No pooling": lambda summaries, truth: no_pooling_estimates(summaries),
-    "Complete pooling": lambda summaries, truth: complete_pooling_estimates(summaries),
-    "Partial pooling, no genres": (
-        lambda summaries, truth: _hbm(summaries, Priors(sigma_genre=Fixed(0)))
-    ),
-    "Partial pooling": lambda summaries, truth: _hbm(summaries, Priors()),
-    "Oracle": oracle_estimates,
+    "No pooling": _classical(no_pooling_estimates),
+    "Complete pooling": _classical(complete_pooling_estimates),
+    "Partial pooling, no genres": partial(pooled, priors=Priors(sigma_genre=Fixed(0))),
+    "Partial pooling": pooled,
+    "Oracle": _oracle,
 }
+
+#: Further estimators that partial pooling is measured against.
+RIVALS: dict[str, Callable[[pd.DataFrame, dict[str, Any]], pd.DataFrame]] = {
+    "No pooling, Student's t": _student,
+    "James–Stein": _classical(james_stein_estimates),
+    "Empirical Bayes, no genres": _classical(empirical_bayes_estimates, grouping=False),
+    "Empirical Bayes": _classical(empirical_bayes_estimates),
+}
+
+
+#: What the rows of a study may be by, besides the platform.
+KEYS = ("distance_bin", "estimator", "size_bin", "selected")
 
 
 def platform_study(
@@ -103,7 +147,7 @@ def platform_study(
     estimators : dict of str to function, optional
         Functions of (summaries, truth) that return estimates; `ESTIMATORS` when omitted.
     compare : function
-        `compare_estimators` or `coverage_by_distance`.
+        `compare_estimators`, `coverage_by_distance` or `selection_scores`.
     seed : int
         Each platform has its own stream, whatever the number of platforms.
     **platform
@@ -150,11 +194,13 @@ def summarize_study(study: pd.DataFrame) -> pd.DataFrame:
     """
     if study["platform"].nunique() < 2:
         raise ValueError("Monte Carlo errors by platform need at least two platforms")
-    keys = [key for key in ("distance_bin", "estimator", "size_bin") if key in study]
+    keys = [key for key in KEYS if key in study]
     groups = study.drop(columns="platform").groupby(keys, sort=False)
     mean, error, count = groups.mean(), groups.sem(), groups.count()
-    summary = pd.DataFrame({"n_platforms": count.iloc[:, 1], "n_creators": mean["n_creators"]})
-    for column in mean.columns.drop("n_creators"):
+    summary = pd.DataFrame({"n_platforms": count.iloc[:, -1]})
+    if "n_creators" in mean:
+        summary["n_creators"] = mean.pop("n_creators")
+    for column in mean:
         summary[column] = mean[column]
         summary[f"{column}_se"] = error[column]
     return summary.reset_index()

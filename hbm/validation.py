@@ -6,7 +6,7 @@ On many platforms instead of one: `hbm.studies`. What can be checked where no tr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,12 @@ SIZE_BINS = {
 DISTANCE_BINS = {"< 1 sd": (0, 1), "1 to 2 sd": (1, 2), "≥ 2 sd": (2, np.inf)}
 
 _SCORED = ("effect_hat", "ci_lower", "ci_upper", "n_total")
+
+#: How many of the creators with the largest estimates `selection_scores` selects.
+SELECTED = (10, 25, 50)
+
+#: Levels at which coverage is scored besides `LEVEL`, where estimates carry `pit`.
+INNER_LEVELS = (0.5, 0.8)
 
 
 def _arrays(**named) -> list[np.ndarray]:
@@ -173,7 +179,9 @@ def compare_estimators(
     DataFrame
         One row an estimator and bin of `SIZE_BINS`: ``estimator, size_bin, n_creators, mse,
         mse_se, bias, coverage, coverage_se, width``; the bias is the mean of estimate minus
-        truth, and a bin without creators has NaN. The ``*_se`` are Monte Carlo errors over the
+        truth, and a bin without creators has NaN. Where all estimates carry ``pit``, the
+        probability they give to effects up to the true one, also ``coverage_50`` and
+        ``coverage_80``, of central intervals. The ``*_se`` are Monte Carlo errors over the
         creators of this one platform, taken as independent: they say nothing about other
         platforms (for those: `platform_study`).
     """
@@ -219,11 +227,60 @@ def coverage_by_distance(
     return pd.DataFrame(rows).drop(columns=["mse", "mse_se", "bias", "width"])
 
 
+def selection_scores(
+    estimates: Mapping[str, pd.DataFrame],
+    truth: Mapping[str, Any],
+    *,
+    sizes: Sequence[int] = SELECTED,
+) -> pd.DataFrame:
+    """Score what happens to the creators with the largest estimates of all.
+
+    Parameters
+    ----------
+    estimates : dict of str to DataFrame
+        Estimates by the estimator's name.
+    truth : dict
+        From `generate_experiment_data`.
+    sizes : sequence of int
+        Numbers of creators to select; equal estimates are taken in the order of the frame.
+
+    Returns
+    -------
+    DataFrame
+        One row an estimator and number of selected creators: ``estimator, selected``; ``bias``,
+        the mean of estimate minus truth among them (the winner's curse); ``coverage`` of their
+        intervals; ``wrong_sign``, the share of them whose effect is below 0; ``true_effect``,
+        their mean effect; ``regret``, by how much the mean effect of the truly best is larger.
+    """
+    rows = []
+    for name, joined in _joined(estimates, truth).items():
+        best = np.sort(joined["effect_true"])[::-1]
+        order = np.argsort(-joined["effect_hat"], kind="stable")
+        for size in sizes:
+            if not 0 < size <= len(order):
+                raise ValueError(f"{size} of {len(order)} creators cannot be selected")
+            top = joined[order[:size]]
+            true = top["effect_true"]
+            rows.append(
+                {
+                    "estimator": name,
+                    "selected": size,
+                    "bias": float(np.mean(top["effect_hat"] - true)),
+                    "coverage": compute_coverage(top["ci_lower"], top["ci_upper"], true),
+                    "wrong_sign": float(np.mean(true < 0)),
+                    "true_effect": float(true.mean()),
+                    "regret": float(best[:size].mean() - true.mean()),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
 def _joined(estimates: Mapping[str, pd.DataFrame], truth) -> dict[str, np.ndarray]:
     """Return what is scored as a structured array for each estimator."""
     if not estimates:
         raise ValueError("there is no estimator to compare")
     columns = [*_SCORED, "effect_true", "genre_mean_true"]
+    columns += ["pit"] if all("pit" in frame for frame in estimates.values()) else []
     joined = {}
     for name, frame in estimates.items():
         require_columns(frame, _SCORED, f"estimates of {name!r}")
@@ -239,8 +296,10 @@ def _by_size(joined: np.ndarray):
 
 def _scores(joined: np.ndarray) -> dict[str, float]:
     n = len(joined)
+    inner = [level for level in INNER_LEVELS if "pit" in joined.dtype.names]
     if not n:
-        names = ("mse", "mse_se", "bias", "coverage", "coverage_se", "width")
+        names = ["mse", "mse_se", "bias", "coverage", "coverage_se", "width"]
+        names += [f"coverage_{100 * level:.0f}" for level in inner]
         return {"n_creators": 0} | dict.fromkeys(names, np.nan)
     error = joined["effect_hat"] - joined["effect_true"]
     bounds = joined["ci_lower"], joined["ci_upper"]
@@ -255,6 +314,9 @@ def _scores(joined: np.ndarray) -> dict[str, float]:
         "coverage": coverage,
         "coverage_se": float(np.sqrt(hits * misses / (n + 2)) / (n + 1)),
         "width": compute_avg_interval_width(*bounds),
+    } | {
+        f"coverage_{100 * level:.0f}": float(np.mean(np.abs(joined["pit"] - 0.5) <= level / 2))
+        for level in inner
     }
 
 

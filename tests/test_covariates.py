@@ -11,10 +11,11 @@ from test_exact import PROMISED, WIDE, Dense, exact, simulated
 
 from hbm.data import DataError
 from hbm.diagnostics import check_diagnostics
+from hbm.estimates import extract_genre_estimates, extract_hbm_estimates
 from hbm.exact import extract_slope_estimates, predict_effects
 from hbm.exact.draws import draw_effects, extract_hyper_estimates
 from hbm.exact.loo import leave_one_genre_out, loo_exact
-from hbm.model import extract_genre_estimates, extract_hbm_estimates, fit_hierarchical_model
+from hbm.model import fit_hierarchical_model
 from hbm.priors import Fixed, Normal, Priors
 from hbm.studies import simulate_summaries
 from hbm.validation import compare_estimators

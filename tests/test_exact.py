@@ -13,6 +13,7 @@ from scipy import stats
 from scipy.special import logsumexp, ndtr
 
 from hbm.diagnostics import MAX_QUADRATURE_ERROR, DiagnosticsError, check_diagnostics, estimates_of
+from hbm.estimates import extract_genre_estimates, extract_hbm_estimates
 from hbm.exact import components, predict_effects
 from hbm.exact.draws import (
     _Between,
@@ -34,7 +35,7 @@ from hbm.gaussian import (
     mixture_cdf,
     mixture_moments,
 )
-from hbm.model import extract_genre_estimates, extract_hbm_estimates, fit_hierarchical_model
+from hbm.model import fit_hierarchical_model
 from hbm.priors import Fixed, HalfCauchy, HalfNormal, Normal, Prior, Priors
 from hbm.store import kept
 

@@ -7,15 +7,9 @@ from conftest import K
 
 from hbm.data import DataError, generate_experiment_data, summarize_creators
 from hbm.diagnostics import DiagnosticsError, check_diagnostics
+from hbm.estimates import extract_hbm_estimates
 from hbm.gaussian import Estimates, Hyper, creator_moments, genre_moments, log_density
-from hbm.model import (
-    TARGET_ACCEPT,
-    _centered,
-    _marginal,
-    _noncentered,
-    extract_hbm_estimates,
-    fit_hierarchical_model,
-)
+from hbm.model import TARGET_ACCEPT, _centered, _marginal, _noncentered, fit_hierarchical_model
 from hbm.priors import Fixed, HalfCauchy, HalfNormal, Normal, Priors
 
 HYPER = ("mu_global", "sigma_genre", "sigma_creator")
@@ -376,7 +370,7 @@ def test_small_probabilities_keep_their_digits(fabricate):
 
 def test_estimates_do_not_depend_on_the_size_of_the_blocks(many, monkeypatch):
     whole = extract_hbm_estimates(*many, check=False)
-    monkeypatch.setattr("hbm.model._BLOCK", 1000)
+    monkeypatch.setattr("hbm.estimates._BLOCK", 1000)
     pd.testing.assert_frame_equal(extract_hbm_estimates(*many, check=False), whole)
 
 

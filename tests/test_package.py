@@ -39,6 +39,7 @@ ORDER = [
     "exact.loo",
     "exact",
     "model",
+    "estimates",
     "validation",
     "studies",
     "predictive",

@@ -7,8 +7,9 @@ from scipy import stats
 from test_exact import simulated
 
 from hbm.diagnostics import check_diagnostics, hyper_draws
+from hbm.estimates import extract_hbm_estimates
 from hbm.gaussian import Estimates, Hyper, log_density
-from hbm.model import _marginal, extract_hbm_estimates, fit_hierarchical_model
+from hbm.model import _marginal, fit_hierarchical_model
 from hbm.predictive import leave_one_out, posterior_predictive
 from hbm.priors import HalfNormal, Priors
 from hbm.studies import simulate_summaries

@@ -1,0 +1,198 @@
+"""What a posterior says of every creator and every genre.
+
+Everything is Rao-Blackwellised: given the hyperparameters effects are normal with known moments,
+so means, quantiles and probabilities are those of a mixture of normals over the draws of the
+hyperparameters or, without any sampling noise, over the nodes of the exact engine.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from hbm.diagnostics import check_diagnostics, estimates_of, hyper_draws
+from hbm.exact import components
+from hbm.gaussian import (
+    Moments,
+    creator_moments,
+    for_creators,
+    genre_moments,
+    mixture_cdf,
+    mixture_moments,
+    mixture_quantile,
+    shrinkage_factor,
+)
+from hbm.intervals import LEVEL, tail_probabilities
+
+#: Values (draws or nodes x creators) that a thread works on at a time, within its cache.
+_BLOCK = 100_000
+
+
+class Mixture(NamedTuple):
+    """The posterior as a mixture of normals over draws or nodes of the hyperparameters.
+
+    `genre` holds the moments of mu_genre, shape ``(component, genre)``; `sigma_creator` (by
+    genre where genres have their own) and `weights` (equal where ``None``) have the shape
+    ``(component,)``.
+    """
+
+    genre: Moments
+    sigma_creator: np.ndarray
+    weights: np.ndarray | None
+
+
+def extract_hbm_estimates(idata, summaries: pd.DataFrame, *, check: bool = True) -> pd.DataFrame:
+    """Return each creator's pooled estimate from the posterior.
+
+    The interval excludes 0 exactly if min(P(tau > 0), P(tau < 0)) <= .025, since both come from
+    the same distribution function.
+
+    Parameters
+    ----------
+    idata : DataTree
+        From `hbm.model.fit_hierarchical_model`.
+    summaries : DataFrame
+        The frame it was fitted to.
+    check : bool
+        Refuse a fit that fails `check_diagnostics`.
+
+    Returns
+    -------
+    DataFrame
+        One row a creator, in the order of `summaries`: ``creator_id, genre, effect_hat``
+        (posterior mean), ``se`` (posterior standard deviation), ``ci_lower, ci_upper``
+        (equal-tailed 95% interval), ``n_total, p_positive, shrinkage``
+        (E[se² / (se² + sigma_creator²)]).
+
+    Raises
+    ------
+    DiagnosticsError
+        If the fit failed its diagnostics.
+    ValueError
+        If the posterior belongs to other creators or other data.
+    """
+    _require_same_data(idata, summaries)
+    if check:
+        check_diagnostics(idata).raise_if_failed()
+    data = estimates_of(idata)
+    genre, sigma_creator, weights = mixture(idata)
+    lower, upper = tail_probabilities(LEVEL)
+    columns = {name: np.empty(len(data.se)) for name in _ESTIMATED}
+
+    def fill(block: slice) -> None:
+        moments = creator_moments(data.take(block), genre, sigma_creator)
+        overall = mixture_moments(moments, weights)
+        columns["effect_hat"][block] = overall.mean
+        columns["se"][block] = np.sqrt(overall.var)
+        columns["ci_lower"][block] = mixture_quantile(moments, lower, weights)
+        columns["ci_upper"][block] = mixture_quantile(moments, upper, weights)
+        # The upper tail by symmetry: 1 - cdf would lose the small probabilities.
+        mirrored = moments._replace(mean=-moments.mean)
+        columns["p_positive"][block] = mixture_cdf(mirrored, 0.0, weights)
+        sigma = for_creators(sigma_creator, data.take(block))
+        pull = shrinkage_factor(data.se[block], sigma)
+        columns["shrinkage"][block] = np.average(pull, axis=0, weights=weights)
+
+    step = max(1, _BLOCK // len(sigma_creator))
+    blocks = [slice(i, i + step) for i in range(0, len(data.se), step)]
+    with ThreadPoolExecutor() as threads:
+        list((threads.map if len(blocks) > 1 else map)(fill, blocks))
+    columns = {name: data.unsort(values) for name, values in columns.items()}
+    last = {name: columns.pop(name) for name in ("p_positive", "shrinkage")}
+    genres = pd.Index(idata["posterior"].dataset["genre"].values, dtype=object)
+    return pd.DataFrame(
+        {
+            "creator_id": summaries["creator_id"].to_numpy(),
+            "genre": genres.take(summaries["genre_idx"].to_numpy(int)),
+            **columns,
+            "n_total": summaries["n_total"].to_numpy() if "n_total" in summaries else np.nan,
+            **last,
+        }
+    )
+
+
+def effect_cdf(idata, x) -> np.ndarray:
+    """Return the posterior probability that each creator's effect is at most `x`.
+
+    Parameters
+    ----------
+    idata : DataTree
+        From `hbm.model.fit_hierarchical_model`.
+    x : float or ndarray, shape (creator,)
+        In the unit of the effects, by creator in the order of the data.
+
+    Returns
+    -------
+    ndarray, shape (creator,)
+    """
+    data = estimates_of(idata)
+    genre, sigma_creator, weights = mixture(idata)
+    x = np.broadcast_to(np.asarray(x, float), len(data.se))[data.order]
+    below, step = np.empty(len(x)), max(1, _BLOCK // len(sigma_creator))
+    for start in range(0, len(x), step):
+        block = slice(start, start + step)
+        moments = creator_moments(data.take(block), genre, sigma_creator)
+        below[block] = mixture_cdf(moments, x[block], weights)
+    return data.unsort(below)
+
+
+def mixture(idata) -> Mixture:
+    """Return the posterior of genre and creator effects as a mixture of normals.
+
+    Parameters
+    ----------
+    idata : DataTree
+        From `hbm.model.fit_hierarchical_model`, with either engine.
+    """
+    if "quadrature" in idata.children:
+        return Mixture(*components(idata))
+    hyper = hyper_draws(idata["posterior"].dataset)
+    return Mixture(genre_moments(estimates_of(idata), hyper), hyper.sigma_creator, None)
+
+
+def extract_genre_estimates(idata) -> pd.DataFrame:
+    """Return the posterior of each genre's mean effect.
+
+    Parameters
+    ----------
+    idata : DataTree
+        From `hbm.model.fit_hierarchical_model`.
+
+    Returns
+    -------
+    DataFrame
+        One row a genre: ``genre, n_creators, mean, se`` (posterior standard deviation),
+        ``lower, upper`` (equal-tailed 95% interval), ``p_positive``.
+    """
+    genre, _, weights = mixture(idata)
+    overall = mixture_moments(genre, weights)
+    # Without grouping a sampled genre mean is its draw of mu_global, a point.
+    genre = Moments(genre.mean, np.maximum(genre.var, 1e-12 * overall.var))
+    lower, upper = tail_probabilities(LEVEL)
+    return pd.DataFrame(
+        {
+            "genre": idata["posterior"].dataset["genre"].values,
+            "n_creators": np.bincount(idata["constant_data"]["genre_idx"].values.astype(int)),
+            "mean": overall.mean,
+            "se": np.sqrt(overall.var),
+            "lower": mixture_quantile(genre, lower, weights),
+            "upper": mixture_quantile(genre, upper, weights),
+            "p_positive": mixture_cdf(genre._replace(mean=-genre.mean), 0.0, weights),
+        }
+    )
+
+
+_ESTIMATED = ("effect_hat", "se", "ci_lower", "ci_upper", "p_positive", "shrinkage")
+
+
+def _require_same_data(idata, summaries: pd.DataFrame) -> None:
+    if not idata["posterior"].dataset.indexes["creator"].equals(pd.Index(summaries["creator_id"])):
+        raise ValueError("the posterior belongs to other creators than the summaries")
+    for group, name in (("observed_data", "effect_hat"), ("constant_data", "se")):
+        if not np.array_equal(idata[group][name].values, summaries[name].to_numpy(float)):
+            raise ValueError(f"the posterior was fitted to another {name} than the summaries hold")
+    if not np.array_equal(idata["constant_data"]["genre_idx"].values, summaries["genre_idx"]):
+        raise ValueError("the posterior was fitted to another genre_idx than the summaries hold")
