@@ -26,8 +26,9 @@ def standard_errors(arms: pd.DataFrame, method: str = "welch") -> pd.DataFrame:
           freedom. An arm without any variation (every user paid $0) takes the variance pooled
           over all creators' same arms: with its own, it would count as known exactly.
         * ``moderated``: each arm's variance is first moderated across creators (Smyth 2004).
-        * ``pooled``: one variance for both arms of a creator, moderated across creators. It is
-          uncorrelated with the difference however unequal the arms are.
+        * ``pooled``: one variance for both arms of a creator, their mean weighted by users,
+          moderated across creators. If both arms have the same third moment, it is uncorrelated
+          with the difference however few users and however unequal the arms.
 
         Moderated variances are inflated by nu / (nu - 2), so that a normal with this variance
         stands for the t distribution of the mean (for the sum of two arms: each its own nu).
@@ -64,8 +65,11 @@ def standard_errors(arms: pd.DataFrame, method: str = "welch") -> pd.DataFrame:
         se, df = np.sqrt(squared.sum(axis=1)), np.full(len(arms), np.inf)
         borrowed = constant.any(axis=1)
     else:
-        own = ((n - 1) * var).sum(axis=1) / (n - 1).sum(axis=1)
-        moderated, nu = moderate_variances(own, n.sum(axis=1) - 2)
+        # Each arm's variance counts by its users, not its degrees of freedom: cov(mean, variance)
+        # is the third moment / n, so only then do the arms' covariances cancel exactly.
+        own = (n * var).sum(axis=1) / n.sum(axis=1)
+        df = np.square(n.sum(axis=1)) / (np.square(n) / (n - 1)).sum(axis=1)
+        moderated, nu = moderate_variances(own, df)
         se = np.sqrt(moderated * _inflation(nu) * (1 / n).sum(axis=1))
         df, borrowed = np.full(len(arms), np.inf), constant.all(axis=1)
     return pd.DataFrame({"se": se, "df": df, "variance_borrowed": borrowed}, index=arms.index)

@@ -42,6 +42,7 @@ ORDER = [
     "estimates",
     "validation",
     "studies",
+    "arms",
     "predictive",
     "readout",
     "store",

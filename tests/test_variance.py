@@ -165,12 +165,25 @@ def test_skewed_revenue_and_unequal_arms_bias_all_but_the_pooled_variance(rng):
 
     assert correlation("welch") > 0.5
     # Of the two-arm variance the covariance with the difference is 0 in expectation.
-    own = (19 * arms["var_treatment"] + 179 * arms["var_control"]) / 198
+    own = (20 * arms["var_treatment"] + 180 * arms["var_control"]) / 200
     product = (error - error.mean()) * (own - own.mean())
     assert abs(product.mean()) < K * product.std() / np.sqrt(len(product))
     pooled = standard_errors(arms, "pooled")["se"] ** 2
     product = (error - error.mean()) * (pooled - pooled.mean())
     assert abs(product.mean()) < K * product.std() / np.sqrt(len(product))
+
+
+def test_the_pooled_variance_is_uncorrelated_however_small_the_arms(rng):
+    """Weights by degrees of freedom instead of users would leave a covariance here."""
+    arms = arms_of(rng, 200_000, 2, 8, lambda rng, shape: rng.gamma(1.0, 1.0, shape))
+    error = arms["mean_treatment"] - arms["mean_control"]
+    by_df = (arms["var_treatment"] + 7 * arms["var_control"]) / 8
+    z = {}
+    for name, var in (("users", standard_errors(arms, "pooled")["se"] ** 2), ("df", by_df)):
+        product = (error - error.mean()) * (var - var.mean())
+        z[name] = product.mean() / (product.std() / np.sqrt(len(product)))
+    assert abs(z["users"]) < K
+    assert z["df"] < -K
 
 
 def test_standard_errors_refuse_what_they_cannot_do(users):
