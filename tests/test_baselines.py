@@ -5,8 +5,15 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from hbm.baselines import complete_pooling_estimates, no_pooling_estimates
+from hbm.baselines import (
+    _most_probable,
+    complete_pooling_estimates,
+    empirical_bayes_estimates,
+    james_stein_estimates,
+    no_pooling_estimates,
+)
 from hbm.data import DataError, summarize_creators
+from hbm.gaussian import Estimates, Hyper, log_density
 from hbm.intervals import LEVEL, normal_factor, tail_probabilities
 
 BASELINES = (no_pooling_estimates, complete_pooling_estimates)
@@ -125,3 +132,109 @@ def test_bad_tables_are_refused(users, estimate):
         estimate(users.drop(columns="group"))
     with pytest.raises(DataError, match="'se' must be greater than 0"):
         estimate(summarize_creators(users).assign(se=0.0))
+
+
+# --- plug-in pooling ------------------------------------------------------------------------
+
+
+def test_james_stein_is_the_textbook_estimator(rng):
+    """With one standard error: Efron & Morris (1975), shrinkage (N - 3) se² / S to the mean."""
+    effects = rng.normal(1, 2, 12)
+    summaries = pd.DataFrame(
+        {"creator_id": range(12), "genre_idx": 0, "effect_hat": effects, "se": 1.5}
+    )
+    found = james_stein_estimates(summaries)
+    pull = 9 * 1.5**2 / np.square(effects - effects.mean()).sum()
+    np.testing.assert_allclose(found["shrinkage"], pull)
+    np.testing.assert_allclose(found["effect_hat"], effects + pull * (effects.mean() - effects))
+    near = james_stein_estimates(summaries.assign(effect_hat=1 + 0.01 * effects))
+    np.testing.assert_allclose(near["shrinkage"], 1)  # the positive part
+    with pytest.raises(ValueError, match="needs 4 creators, got 3"):
+        james_stein_estimates(summaries.head(3))
+
+
+def test_james_stein_beats_the_plain_estimates_at_every_truth(rng):
+    """Stein's theorem, at a truth that is no draw from any model."""
+    truth = np.array([0.0, 0.0, 0.0, 0.5, 0.5, 1.0, -3.0, 4.0])
+    gain = []
+    for _ in range(1500):
+        d = rng.normal(truth, 1)
+        summaries = pd.DataFrame(
+            {"creator_id": range(8), "genre_idx": 0, "effect_hat": d, "se": 1.0}
+        )
+        made = james_stein_estimates(summaries)["effect_hat"]
+        gain.append(np.square(d - truth).sum() - np.square(made - truth).sum())
+    assert np.mean(gain) > 4 * np.std(gain) / np.sqrt(1500)
+
+
+@pytest.fixture
+def baseball():
+    """Efron & Morris (1975): 18 players, batting averages of 45 at bats and of the season."""
+    early = np.array(
+        [.400, .378, .356, .333, .311, .311, .289, .267, .244, .244, .222, .222, .222, .222, .222,
+         .200, .178, .156]
+    )  # fmt: skip
+    season = np.array(
+        [.346, .298, .276, .222, .273, .270, .263, .210, .269, .230, .264, .256, .303, .264, .226,
+         .285, .316, .200]
+    )  # fmt: skip
+    se = np.sqrt(early.mean() * (1 - early.mean()) / 45)
+    summaries = pd.DataFrame(
+        {"creator_id": range(18), "genre_idx": 0, "effect_hat": early, "se": se}
+    )
+    return summaries, season
+
+
+def test_baseball_players_are_predicted_as_published(baseball):
+    """Shrinkage cuts the squared error to less than a third, from .0753 to .0213."""
+    summaries, season = baseball
+    plain = np.square(summaries["effect_hat"] - season).sum()
+    made = james_stein_estimates(summaries)["effect_hat"]
+    assert plain == pytest.approx(0.0753, abs=2e-3)
+    assert np.square(made - season).sum() == pytest.approx(0.0213, abs=1e-3)
+
+
+def test_empirical_bayes_maximises_the_marginal_likelihood(rng):
+    from test_exact import simulated
+
+    summaries = simulated(rng, [12, 9, 15])
+    data = Estimates.from_frame(summaries)
+    found = _most_probable(data, grouping=True)
+    best = log_density(data, found)[0]
+    for shift in ((0.05, 1, 1), (-0.05, 1, 1), (0, 1.1, 1), (0, 0.9, 1), (0, 1, 1.1), (0, 1, 0.9)):
+        near = Hyper(
+            found.mu_global + shift[0], found.sigma_genre * shift[1], found.sigma_creator * shift[2]
+        )
+        assert log_density(data, near)[0] <= best + 1e-7
+    made = empirical_bayes_estimates(summaries)
+    pull = summaries["se"] ** 2 / (summaries["se"] ** 2 + found.sigma_creator[0] ** 2)
+    np.testing.assert_allclose(made["shrinkage"], pull)
+    alone = _most_probable(data, grouping=False)
+    assert alone.sigma_genre[0] == 0
+    assert log_density(data, alone)[0] <= best
+
+
+def test_one_global_mean_agrees_with_an_independent_implementation(rng):
+    """Random-effects meta-analysis by maximum likelihood, as the mean solves its equation."""
+    from scipy import optimize
+    from test_exact import simulated
+
+    summaries = simulated(rng, [40])
+    d, var = summaries["effect_hat"].to_numpy(), summaries["se"].to_numpy() ** 2
+
+    def negative(theta):
+        total = np.exp(theta[1]) + var
+        return 0.5 * (np.log(total) + (d - theta[0]) ** 2 / total).sum()
+
+    result = optimize.minimize(negative, [0.0, -1.0], method="BFGS")
+    found = _most_probable(Estimates.from_frame(summaries), grouping=False)
+    assert found.mu_global[0] == pytest.approx(result.x[0], abs=1e-4)
+    assert found.sigma_creator[0] == pytest.approx(np.exp(result.x[1] / 2), abs=1e-4)
+
+
+def test_student_intervals_are_wider_and_agree_with_the_p_value(users):
+    plain = no_pooling_estimates(users)
+    wide = no_pooling_estimates(users, student=True)
+    assert (wide["ci_upper"] - wide["ci_lower"] > plain["ci_upper"] - plain["ci_lower"]).all()
+    excludes = (wide["ci_lower"] > 0) | (wide["ci_upper"] < 0)
+    assert (excludes == (wide["p_value"] < 0.05)).all()

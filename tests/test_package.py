@@ -43,6 +43,7 @@ ORDER = [
     "validation",
     "studies",
     "arms",
+    "assumptions",
     "predictive",
     "readout",
     "store",

@@ -1,5 +1,7 @@
 """Many platforms: their simulation, their Monte Carlo errors, the claims, and bugs caught."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,13 +11,14 @@ from test_validation import ALL, LARGE, MEDIUM, SMALL, SMALL_SIZES, oracle_cover
 
 from hbm.baselines import complete_pooling_estimates, no_pooling_estimates
 from hbm.data import SIZE_MIXTURE, generate_experiment_data, summarize_creators
-from hbm.studies import ESTIMATORS, platform_study, simulate_summaries, summarize_study
+from hbm.studies import ESTIMATORS, RIVALS, platform_study, simulate_summaries, summarize_study
 from hbm.validation import (
     DISTANCE_BINS,
     SIZE_BINS,
     compare_estimators,
     coverage_by_distance,
     join_truth,
+    selection_scores,
 )
 
 #: What "about 95%" means in the plan's table of expectations, beside Monte Carlo error.
@@ -241,3 +244,56 @@ def test_95_percent_is_an_average_over_distances():
         assert abs(plain["coverage"] - z_coverage(SMALL_SIZES)) < K * plain["coverage_se"]
     assert oracle_coverage(SMALL_SIZES, 0, np.inf) == pytest.approx(0.95, abs=1e-4)
     assert 0.55 < oracle_coverage(SMALL_SIZES, 2, np.inf) < 0.57
+
+
+# --- rivals, levels and selection ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rivals():
+    names = ("No pooling", "Partial pooling", "Oracle")
+    chosen = {name: ESTIMATORS[name] for name in names} | RIVALS
+    return chosen, platform_study(N_PLATFORMS, estimators=chosen, seed=77)
+
+
+def test_coverage_is_nominal_at_every_level(rivals):
+    _, study = rivals
+    for name in ("Partial pooling", "Oracle", "No pooling, Student's t"):
+        for level in (50, 80):
+            found = of(study, name, f"coverage_{level}")
+            assert abs(found.mean() - level / 100) < K * found.sem() + ABOUT, (name, level)
+
+
+def test_rivals_stand_where_theory_puts_them(rivals):
+    _, study = rivals
+    order = ["Partial pooling", "Empirical Bayes, no genres", "James–Stein", "No pooling"]
+    for better, worse in itertools.pairwise(order):
+        gain = of(study, worse, "mse") - of(study, better, "mse")
+        assert gain.mean() > K * gain.sem(), (better, worse)
+    gap = of(study, "Empirical Bayes", "mse") / of(study, "Partial pooling", "mse")
+    assert abs(gap.mean() - 1) < 0.01  # with five genres of a hundred, plugging in costs nothing
+
+
+def test_the_plug_in_undercovers_where_creators_are_few():
+    chosen = {name: (ESTIMATORS | RIVALS)[name] for name in ("Partial pooling", "Empirical Bayes")}
+    study = platform_study(
+        60, estimators=chosen, seed=5, genres=("a", "b"), n_creators_per_genre=6,
+        size_mixture=((1.0, 30, 60),),
+    )  # fmt: skip
+    gap = of(study, "Partial pooling", "coverage") - of(study, "Empirical Bayes", "coverage")
+    assert gap.mean() > K * gap.sem()
+    assert of(study, "Empirical Bayes", "coverage").mean() < 0.9
+
+
+def test_the_winners_curse_is_no_poolings(rivals):
+    chosen, _ = rivals
+    study = platform_study(12, estimators=chosen, compare=selection_scores, seed=78)
+    top = study[study["selected"] == 10].set_index(["estimator", "platform"])
+    plain, pooled, oracle = (top.loc[name] for name in ("No pooling", "Partial pooling", "Oracle"))
+    assert plain["bias"].mean() > K * plain["bias"].sem()
+    assert abs(pooled["bias"].mean()) < K * pooled["bias"].sem() + 0.03
+    regret = plain["regret"] - pooled["regret"]
+    assert regret.mean() > K * regret.sem()
+    assert pooled["regret"].mean() < 1.3 * oracle["regret"].mean()
+    summary = summarize_study(study)
+    assert set(summary["selected"]) == {10, 25, 50}

@@ -19,6 +19,7 @@ from hbm.validation import (
     coverage_by_distance,
     join_truth,
     oracle_estimates,
+    selection_scores,
 )
 
 ALL, SMALL, MEDIUM, LARGE = SIZE_BINS
@@ -279,3 +280,30 @@ def test_oracle_mse_is_what_theory_says(oracle_platforms):
 def test_oracle_coverage_is_nominal(oracle_platforms):
     _, hits = oracle_platforms
     assert abs(hits.mean() - 0.95) < K * np.sqrt(0.95 * 0.05 / len(hits))
+
+
+# --- selection and inner levels ----------------------------------------------------------------
+
+
+def test_selection_by_hand():
+    truth = truth_of([3, -1, 2, 0])
+    estimates = estimates_of([2, 5, 4, 0], half=[2, 1, 2.5, 1])
+    first, second = selection_scores({"a": estimates}, truth, sizes=(1, 2)).to_dict("records")
+    assert first == {
+        "estimator": "a", "selected": 1, "bias": 6.0, "coverage": 0.0, "wrong_sign": 1.0,
+        "true_effect": -1.0, "regret": 4.0,
+    }  # fmt: skip
+    assert second["bias"] == (6 + 2) / 2
+    assert second["coverage"] == second["wrong_sign"] == 0.5
+    assert second["regret"] == (3 + 2) / 2 - (-1 + 2) / 2
+    with pytest.raises(ValueError, match="5 of 4 creators cannot be selected"):
+        selection_scores({"a": estimates}, truth, sizes=(5,))
+
+
+def test_inner_levels_come_from_the_probabilities():
+    truth = truth_of(np.zeros(4))
+    estimates = estimates_of(np.zeros(4)).assign(pit=[0.5, 0.2, 0.95, 0.76])
+    overall = compare_estimators({"a": estimates}, truth).iloc[0]
+    assert overall["coverage_50"] == 0.25
+    assert overall["coverage_80"] == 0.75
+    assert "coverage_50" not in compare_estimators({"a": estimates.drop(columns="pit")}, truth)
