@@ -26,6 +26,7 @@ _PUBLIC = {
         "compare_estimators comparison_table compute_avg_interval_width compute_coverage "
         "compute_mse coverage_by_distance join_truth oracle_estimates selection_scores"
     ),
+    "replicate": "sized",
     "studies": "platform_study simulate_summaries summarize_study",
     "predictive": (
         "leave_one_out loo_pit posterior_predictive predictive_pvalues prior_predictive "

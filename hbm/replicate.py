@@ -11,6 +11,15 @@ import joblib
 import numpy as np
 
 
+def sized(n: int) -> int:
+    """Return the number of replications to run: `n`, or where $HBM_STUDIES is "small" a tenth.
+
+    Small studies, of 20 replications at least, are for checks of the whole book that have to be
+    quick; their Monte Carlo errors are larger and say so.
+    """
+    return max(min(n, 20), n // 10) if os.environ.get("HBM_STUDIES") == "small" else n
+
+
 def replicate(function: Callable[..., Any], n: int, *, seed: int = 42, **settings: Any) -> list:
     """Call ``function(rng, **settings)`` with `n` independent generators.
 

@@ -135,10 +135,10 @@ def platform_study(
     n_platforms: int,
     *,
     estimators: Mapping[str, Callable] | None = None,
-    compare: Callable[..., pd.DataFrame] = compare_estimators,
+    compare: Callable[..., pd.DataFrame] | Mapping[str, Callable] = compare_estimators,
     seed: int = 42,
     **platform,
-) -> pd.DataFrame:
+) -> pd.DataFrame | dict[str, pd.DataFrame]:
     """Score estimators on many simulated platforms.
 
     Parameters
@@ -146,8 +146,9 @@ def platform_study(
     n_platforms : int
     estimators : dict of str to function, optional
         Functions of (summaries, truth) that return estimates; `ESTIMATORS` when omitted.
-    compare : function
-        `compare_estimators`, `coverage_by_distance` or `selection_scores`.
+    compare : function, or dict of str to function
+        `compare_estimators`, `coverage_by_distance` or `selection_scores`; several score the
+        same estimates.
     seed : int
         Each platform has its own stream, whatever the number of platforms.
     **platform
@@ -155,25 +156,36 @@ def platform_study(
 
     Returns
     -------
-    DataFrame
+    DataFrame, or dict of str to DataFrame
         ``platform`` and the columns of `compare`, but for the errors on one platform; one row a
         platform, estimator and bin. Reduce it with `summarize_study`.
     """
-    estimators = ESTIMATORS if estimators is None else estimators
-    scores = replicate(
-        _score_platform, n_platforms, seed=seed, estimators=estimators, compare=compare, **platform
+    several = compare if isinstance(compare, Mapping) else {"": compare}
+    platforms = replicate(
+        _score_platform,
+        n_platforms,
+        seed=seed,
+        estimators=ESTIMATORS if estimators is None else estimators,
+        compare=several,
+        **platform,
     )
-    for place, frame in enumerate(scores):
-        frame.insert(0, "platform", place)
-    return pd.concat(scores, ignore_index=True)
+    tables = {}
+    for name in several:
+        frames = [made[name].assign(platform=place) for place, made in enumerate(platforms)]
+        table = pd.concat(frames, ignore_index=True)
+        table.insert(0, "platform", table.pop("platform"))
+        tables[name] = table
+    return tables if isinstance(compare, Mapping) else tables[""]
 
 
-def _score_platform(rng, *, estimators, compare, **platform) -> pd.DataFrame:
+def _score_platform(rng, *, estimators, compare, **platform) -> dict[str, pd.DataFrame]:
     summaries, truth = simulate_summaries(rng, **platform)
-    scores = compare(
-        {name: estimate(summaries, truth) for name, estimate in estimators.items()}, truth
-    )
-    return scores.drop(columns=[c for c in scores if c.endswith("_se")])
+    made = {name: estimate(summaries, truth) for name, estimate in estimators.items()}
+    scores = {name: score(made, truth) for name, score in compare.items()}
+    return {
+        name: frame.drop(columns=[c for c in frame if c.endswith("_se")])
+        for name, frame in scores.items()
+    }
 
 
 def summarize_study(study: pd.DataFrame) -> pd.DataFrame:

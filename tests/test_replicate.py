@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from hbm.replicate import replicate
+from hbm.replicate import replicate, sized
 
 
 def normal(rng, loc=0.0):
@@ -48,3 +48,10 @@ def test_progress_is_shown_in_a_terminal_only():
     shown = b""
     while b"3/3" not in shown:  # ends with an OSError where nothing is left to read
         shown += os.read(ours, 10_000)
+
+
+def test_small_studies_are_asked_for_by_the_environment(monkeypatch):
+    monkeypatch.delenv("HBM_STUDIES", raising=False)
+    assert sized(500) == 500
+    monkeypatch.setenv("HBM_STUDIES", "small")
+    assert [sized(n) for n in (5, 20, 100, 500)] == [5, 20, 20, 50]

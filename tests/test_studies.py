@@ -297,3 +297,13 @@ def test_the_winners_curse_is_no_poolings(rivals):
     assert pooled["regret"].mean() < 1.3 * oracle["regret"].mean()
     summary = summarize_study(study)
     assert set(summary["selected"]) == {10, 25, 50}
+
+
+def test_several_scores_are_of_the_same_estimates():
+    settings = {"estimators": {"Oracle": ESTIMATORS["Oracle"]}, "n_creators_per_genre": 12}
+    scores = {"size": compare_estimators, "distance": coverage_by_distance}
+    both = platform_study(2, compare=scores, seed=1, **settings)
+    for name, compare in scores.items():
+        pd.testing.assert_frame_equal(
+            both[name], platform_study(2, compare=compare, seed=1, **settings)
+        )
