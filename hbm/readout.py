@@ -21,6 +21,7 @@ from hbm.estimates import extract_genre_estimates, extract_hbm_estimates, mixtur
 from hbm.intervals import LEVEL, tail_probabilities
 from hbm.model import fit_hierarchical_model
 from hbm.priors import Fixed, Priors
+from hbm.variance import variance_ratio
 
 #: A verdict is given if the probability of the other sign is at most this.
 SIGN_ERROR = tail_probabilities(LEVEL)[0]
@@ -29,6 +30,9 @@ SIGN_ERROR = tail_probabilities(LEVEL)[0]
 SMALL_ARM = 10
 #: Genres smaller than this lean on the platform.
 SMALL_GENRE = 5
+#: Treatment changes the spread of revenue if it does so by this many standard errors, and it
+#: matters for a creator whose stated standard error it moves by this share.
+SPREAD_Z, SPREAD_MATTERS = 4.0, 0.1
 #: A creator this many predictive standard deviations from its genre's mean is an outlier.
 OUTLIER_SD = 4.0
 #: A sample-ratio mismatch is reported at this family-wise error rate (Fabijan et al. 2019).
@@ -262,6 +266,14 @@ def _findings(arms, summaries, excluded, outliers, expected_share) -> pd.DataFra
                 "kept; the standard error leans on the other creators",
             )
         )
+    if arms is not None:
+        rows.append(
+            _finding(
+                "treatment changes the spread of revenue, and the arms are unequal",
+                _misstated(arms, summaries),
+                'kept; compare with variance="moderated"',
+            )
+        )
     sizes = summaries.groupby("genre_idx")["creator_id"].transform("size")
     rows.append(
         _finding(
@@ -287,6 +299,18 @@ def _findings(arms, summaries, excluded, outliers, expected_share) -> pd.DataFra
             )
         )
     return pd.DataFrame(rows)
+
+
+def _misstated(arms: pd.DataFrame, summaries: pd.DataFrame) -> pd.Series:
+    """Creators whose standard error a common variance of both arms would state wrongly."""
+    estimated = arms["creator_id"].isin(summaries["creator_id"])
+    ratio, z = variance_ratio(arms[estimated])
+    if not abs(z) > SPREAD_Z:
+        return summaries["creator_id"].head(0)
+    treated, control = summaries["n_treatment"], summaries["n_control"]
+    stated = (treated * ratio + control) / (treated + control) * (1 / treated + 1 / control)
+    off = np.abs(np.sqrt(stated / (ratio / treated + 1 / control)) - 1)
+    return summaries.loc[off > SPREAD_MATTERS, "creator_id"]
 
 
 def _finding(check: str, creators: pd.Series, detail: str) -> dict[str, Any]:

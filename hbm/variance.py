@@ -9,6 +9,8 @@ from scipy import optimize, special
 #: Known ways to get a creator's standard error.
 METHODS = ("welch", "moderated", "pooled")
 
+_ARMS = ("treatment", "control")
+
 #: A variance this small relative to the squared mean is rounding, not variation.
 _ROUNDING = 1e-24
 
@@ -114,6 +116,34 @@ def moderate_variances(var: np.ndarray, df: np.ndarray) -> tuple[np.ndarray, np.
     d0 = 2 * np.exp(log_half_d0)
     s0_squared = np.exp(e.mean() + special.digamma(d0 / 2) - np.log(d0 / 2))
     return (d0 * s0_squared + df * var) / (d0 + df), d0 + df
+
+
+def variance_ratio(arms: pd.DataFrame) -> tuple[float, float]:
+    """Estimate by what factor treatment multiplies the variance of revenue.
+
+    Parameters
+    ----------
+    arms : DataFrame
+        As for `standard_errors`.
+
+    Returns
+    -------
+    ratio : float
+        Mean treated variance over creators divided by the mean control variance; creators count
+        by the information of their two arms.
+    z : float
+        Its distance from 1 in standard errors over creators; NaN for fewer than two creators.
+    """
+    n_treatment, n_control = (arms[f"n_{group}"].to_numpy(float) for group in _ARMS)
+    weight = n_treatment * n_control / (n_treatment + n_control)
+    treated, control = (arms[f"var_{group}"].to_numpy(float) for group in _ARMS)
+    total = (weight * control).sum()
+    if len(arms) < 2 or not total > 0:
+        return np.nan, np.nan
+    # Sums, not logarithms: with skewed revenue the log variance of few users is biased.
+    ratio = (weight * treated).sum() / total
+    influence = weight * (treated - ratio * control) / total
+    return float(ratio), float((ratio - 1) / np.sqrt(np.square(influence).sum()))
 
 
 def cluster_standard_errors(clusters: pd.DataFrame, *, pooled: bool = False) -> pd.DataFrame:

@@ -51,6 +51,7 @@ ORDER = [
     "plots.look",
     "plots.posterior",
     "plots.estimates",
+    "plots.studies",
     "plots",
 ]
 

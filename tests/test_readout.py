@@ -278,3 +278,19 @@ def test_thornton_reads_out_with_every_village():
     assert len(report.readouts) == 119
     assert report.verdicts["not estimated"] == 25
     assert report.verdicts["up"] > 0
+
+
+@pytest.mark.parametrize(
+    ("factor", "share", "found"), [(1.0, 0.1, 0), (1.6, 0.5, 0), (1.6, 0.1, 36)]
+)
+def test_a_treatment_that_changes_the_spread_is_reported_where_it_matters(factor, share, found):
+    users, truth = generate_experiment_data(
+        4, n_creators_per_genre=12, genres=("a", "b", "c"), treatment_share=share,
+        size_mixture=((1.0, 200, 300),),
+    )  # fmt: skip
+    treated = (users["group"] == "treatment").to_numpy()
+    center = truth["creator_effects"][users["creator_id"].cat.codes] * treated + 5
+    revenue = center + (users["revenue"] - center) * np.where(treated, factor, 1)
+    findings = readout_report(users.assign(revenue=revenue)).findings.set_index("check")
+    row = findings[findings.index.str.startswith("treatment changes the spread")].iloc[0]
+    assert row["n_creators"] == found

@@ -7,7 +7,13 @@ from conftest import K
 from scipy import special, stats
 
 from hbm.data import summarize_arms, summarize_creators
-from hbm.variance import METHODS, cluster_standard_errors, moderate_variances, standard_errors
+from hbm.variance import (
+    METHODS,
+    cluster_standard_errors,
+    moderate_variances,
+    standard_errors,
+    variance_ratio,
+)
 
 
 def arms_of(rng, n_creators, n_treatment, n_control, draw):
@@ -362,3 +368,24 @@ def test_clusters_matter_where_whole_rooms_are_treated(rng):
     for name, df in (("own", 14), ("pooled", np.inf)):
         expected = 1 / (1 - 2 / df)
         assert abs(np.mean(z[name] ** 2) - expected) < K * np.std(z[name] ** 2) / np.sqrt(400)
+
+
+@pytest.mark.parametrize("draw", [normal(1.0), skewed], ids=["normal", "lognormal"])
+@pytest.mark.parametrize("n_treatment", [4, 40])
+def test_the_ratio_of_variances_is_estimated_without_bias(rng, draw, n_treatment):
+    """Also with skewed revenue in unequal arms, where log variances would be biased."""
+    found = []
+    for _ in range(100):
+        arms = arms_of(rng, 400, n_treatment, 40, draw)
+        arms["var_treatment"] *= 2
+        found.append(variance_ratio(arms))
+    ratio, z = np.transpose(found)
+    assert abs(ratio.mean() - 2) < K * stats.sem(ratio) + 0.02  # a ratio of means
+    assert (z > 2).mean() > 0.8
+    assert np.isnan(variance_ratio(arms.head(1))[1])
+
+
+def test_an_unchanged_variance_is_left_in_peace(rng):
+    z = [variance_ratio(arms_of(rng, 300, 10, 90, normal(1.0)))[1] for _ in range(300)]
+    assert abs(np.std(z) - 1) < K / np.sqrt(2 * len(z))
+    assert abs(np.mean(z)) < K / np.sqrt(len(z))

@@ -26,6 +26,7 @@ from hbm.plots.posterior import (
     plot_rank,
     plot_trace,
 )
+from hbm.plots.studies import plot_standard_errors
 
 __all__ = [
     "enable_themes",
@@ -43,6 +44,7 @@ __all__ = [
     "plot_readouts",
     "plot_sample_sizes",
     "plot_shrinkage",
+    "plot_standard_errors",
     "plot_trace",
     "plot_true_effects",
     "themed",
