@@ -28,6 +28,8 @@ _PUBLIC = {
     ),
     "replicate": "sized",
     "studies": "platform_study simulate_summaries summarize_study",
+    "sbc": "run_sbc run_user_sbc sbc_verdicts",
+    "planted": "smallest_detectable_error",
     "predictive": (
         "leave_one_out loo_pit posterior_predictive predictive_pvalues prior_predictive "
         "split_half split_half_summary"

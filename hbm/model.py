@@ -176,11 +176,15 @@ def fit_hierarchical_model(
     )
 
 
-def _marginal(data: Estimates, priors: Priors, *, sigma_by_genre: bool = False):
+def _marginal(
+    data: Estimates, priors: Priors, *, sigma_by_genre: bool = False, as_data: bool = False
+):
     """Three parameters; the density of the estimates is `hbm.gaussian.log_density`.
 
     mu_global is sampled as its distance from its mean given the two standard deviations and the
     data, in its standard deviations: as itself it is a funnel where the genres are few.
+
+    With `as_data` the estimates are data that a compiled model can exchange, else constants.
     """
     import pymc as pm
     import pytensor.tensor as pt
@@ -189,6 +193,7 @@ def _marginal(data: Estimates, priors: Priors, *, sigma_by_genre: bool = False):
         return pt.zeros(data.n_genres)[data.genre_idx].inc(values)
 
     with pm.Model() as model:
+        effect_hat = pm.Data("effect_hat", data.effect_hat) if as_data else data.effect_hat
         sigma_genre = priors.sigma_genre.pymc("sigma_genre")
         if sigma_by_genre:
             sigma_creator = _own_sigmas(data, priors)[data.genre_idx]
@@ -196,8 +201,8 @@ def _marginal(data: Estimates, priors: Priors, *, sigma_by_genre: bool = False):
             sigma_creator = priors.sigma_creator.pymc("sigma_creator")
         v = 1 / (sigma_creator**2 + data.se**2)
         weight = by_genre(v)
-        mean = by_genre(v * data.effect_hat) / weight
-        residual = by_genre(pt.log(v) - v * (data.effect_hat - mean[data.genre_idx]) ** 2)
+        mean = by_genre(v * effect_hat) / weight
+        residual = by_genre(pt.log(v) - v * (effect_hat - mean[data.genre_idx]) ** 2)
         pm.Potential("within_genres", 0.5 * pt.sum(residual - pt.log(weight)))
 
         var, mu = sigma_genre**2 + 1 / weight, priors.mu_global

@@ -20,7 +20,14 @@ def sized(n: int) -> int:
     return max(min(n, 20), n // 10) if os.environ.get("HBM_STUDIES") == "small" else n
 
 
-def replicate(function: Callable[..., Any], n: int, *, seed: int = 42, **settings: Any) -> list:
+def replicate(
+    function: Callable[..., Any],
+    n: int,
+    *,
+    seed: int = 42,
+    jobs: int | None = None,
+    **settings: Any,
+) -> list:
     """Call ``function(rng, **settings)`` with `n` independent generators.
 
     Every replication has its own stream, the same whatever their number and whatever the number
@@ -34,6 +41,9 @@ def replicate(function: Callable[..., Any], n: int, *, seed: int = 42, **setting
     n : int
         Number of replications, at least 1.
     seed : int
+    jobs : int, optional
+        Number of processes; as many as there are processors when omitted. What cannot be sent to
+        another process, such as a compiled model, needs 1.
     **settings
         Handed on to `function`.
 
@@ -50,8 +60,9 @@ def replicate(function: Callable[..., Any], n: int, *, seed: int = 42, **setting
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     streams = np.random.SeedSequence(seed).spawn(n)
-    # A process each would cost more than a short study, and workers of a worker are too many.
-    jobs = min(n, joblib.cpu_count()) if "PYTEST_XDIST_WORKER" not in os.environ else 1
+    if jobs is None:
+        # A process each would cost more than a short study, and workers of a worker are too many.
+        jobs = min(n, joblib.cpu_count()) if "PYTEST_XDIST_WORKER" not in os.environ else 1
     calls = (joblib.delayed(_call)(function, stream, settings) for stream in streams)
     results = joblib.Parallel(n_jobs=jobs, return_as="generator")(calls)
     return list(_progress(results, n, function.__name__))

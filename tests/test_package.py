@@ -24,6 +24,7 @@ SOURCES = {_name(path): path.read_text("utf-8") for path in sorted(FOLDER.rglob(
 #: A module imports only from those before it.
 ORDER = [
     "intervals",
+    "uniform",
     "replicate",
     "priors",
     "gaussian",
@@ -44,6 +45,8 @@ ORDER = [
     "studies",
     "arms",
     "assumptions",
+    "sbc",
+    "planted",
     "predictive",
     "readout",
     "store",
@@ -52,6 +55,7 @@ ORDER = [
     "plots.posterior",
     "plots.estimates",
     "plots.studies",
+    "plots.calibration",
     "plots",
 ]
 
@@ -160,6 +164,7 @@ def test_the_promised_names_are_there():
         "compare_estimators",
         "check_diagnostics",
         "creator_readouts",
+        "run_sbc",
     }
     assert promised <= set(hbm.__all__)
 

@@ -5,6 +5,7 @@ it once. Everywhere `unit` is the unit of the effects, and `figsize` is in inche
 the size the notebook asks for.
 """
 
+from hbm.plots.calibration import plot_sbc
 from hbm.plots.estimates import (
     plot_coverage_by_distance,
     plot_coverage_width,
@@ -43,6 +44,7 @@ __all__ = [
     "plot_rank",
     "plot_readouts",
     "plot_sample_sizes",
+    "plot_sbc",
     "plot_shrinkage",
     "plot_standard_errors",
     "plot_trace",
