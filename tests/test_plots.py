@@ -22,6 +22,7 @@ from hbm.data import generate_experiment_data, summarize_creators
 from hbm.plots import estimates as _estimates
 from hbm.plots import look
 from hbm.priors import Priors
+from hbm.sbc import QUANTITIES, Calibration, sbc_verdicts
 from hbm.studies import ESTIMATORS
 from hbm.validation import compare_estimators, coverage_by_distance, oracle_estimates
 
@@ -97,6 +98,7 @@ def build(genres, n_creators_per_genre):
         readouts=readouts,
         halves=halves,
         pit=rng.uniform(size=len(plain)),
+        ranks=pd.DataFrame(rng.uniform(size=(60, len(QUANTITIES))), columns=list(QUANTITIES)),
     )
 
 
@@ -119,9 +121,10 @@ FIGURES = {
     "readouts": lambda d: plots.plot_readouts(d.readouts),
     "halves": lambda d: plots.plot_halves(d.halves),
     "loo_pit": lambda d: plots.plot_loo_pit(d.pit),
+    "sbc": lambda d: plots.plot_sbc({"one": d.ranks, "other": d.ranks, "third": d.ranks[:40]}),
 }
 #: Figures without an effect on an axis.
-UNITLESS = {"sample_sizes", "rank", "coverage_by_distance", "loo_pit"}
+UNITLESS = {"sample_sizes", "rank", "coverage_by_distance", "loo_pit", "sbc"}
 
 
 @pytest.fixture(scope="module")
@@ -678,3 +681,26 @@ def test_loo_pit_plot_has_a_band_that_uniform_values_keep(data):
     assert band.max() > 0.05
     squeezed = plots.plot_loo_pit(0.3 + 0.4 * grid).axes[0].get_lines()[-1].get_ydata()
     assert np.abs(squeezed).max() > band.max()
+
+
+def test_sbc_plot_has_the_band_that_belongs_to_the_verdicts():
+    rng = np.random.default_rng(3)
+    ranks = pd.DataFrame(rng.uniform(size=(300, len(QUANTITIES))), columns=list(QUANTITIES))
+    verdicts = []
+    for power in np.linspace(1, 1.5, 12):
+        wrong = ranks.assign(mu_genre=ranks["mu_genre"] ** power)
+        uniform = sbc_verdicts(Calibration(wrong, pd.DataFrame())).set_index("quantity")["uniform"]
+        ax = plots.plot_sbc({"a title": wrong}).axes[0]
+        vertices = ax.collections[0].get_paths()[0].vertices
+        lines = {line.get_label(): line for line in ax.get_lines()}
+        x, y = lines["mean of one genre"].get_data()
+        band = [vertices[np.isclose(vertices[:, 0], place), 1] for place in x]
+        inside = all(
+            part.min() - 1e-9 <= value <= part.max() + 1e-9
+            for part, value in zip(band, y, strict=True)
+        )
+        assert inside == uniform["mu_genre"]
+        verdicts.append(inside)
+        assert "a title\n300 replications" in ax.get_title()
+    assert True in verdicts
+    assert False in verdicts

@@ -47,7 +47,7 @@ def plot_sbc(ranks: Mapping[str, pd.DataFrame], *, figsize=None) -> Figure:
     for ax, (title, frame) in zip(axes.ravel(), ranks.items(), strict=False):
         n = len(frame)
         z, low, high = uniform_band(n, 1 - (1 - LEVEL) / frame.shape[1])
-        ax.fill_between(z, low - z, high - z, step="mid", color=look.FAINT, alpha=0.3, linewidth=0)
+        ax.fill_between(z, low - z, high - z, color=look.FAINT, alpha=0.3, linewidth=0)
         look.no_effect(ax, "y")
         for name in frame:
             label, colour, dashes, width = _LINES[name]
