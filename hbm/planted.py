@@ -15,7 +15,7 @@ from hbm.sbc import QUANTITIES, Fault, run_sbc
 from hbm.uniform import uniform_band
 
 #: Standard error of a creator whose data are ignored: of no weight, in the unit of the priors.
-_IGNORED = 1e4
+_IGNORED = 1e3
 
 #: Simulated runs from which a power is estimated.
 _SETS = 300
@@ -66,10 +66,10 @@ def _twice(prior: Prior) -> Prior:
 
 #: The planted errors that are reported.
 FAULTS: dict[str, Fault] = {
-    "variance for standard deviation": variance_for_sd,
+    "variance for sd": variance_for_sd,
     "wrong genre index": wrong_genres,
     "genre names swapped": swapped_genres,
-    "priors twice as wide": wide_priors,
+    "priors too wide": wide_priors,
     "half of the data ignored": half_ignored,
     "posterior = prior": all_ignored,
 }

@@ -108,7 +108,7 @@ def assert_caught(design, name, by, *, n=40, only=None, engine="exact"):
 
 def test_a_variance_for_a_standard_deviation_is_caught(design, large):
     for some in (design, large):
-        assert_caught(some, "variance for standard deviation", ["tau_largest", "log_p_given_tau"])
+        assert_caught(some, "variance for sd", ["tau_largest", "log_p_given_tau"])
 
 
 def test_a_wrong_genre_index_is_caught(design, large):
@@ -122,7 +122,7 @@ def test_swapped_genre_names_are_caught_by_the_genre_mean_alone(design, large):
 
 
 def test_a_prior_off_by_a_factor_is_caught(design):
-    assert_caught(design, "priors twice as wide", ["sigma_genre"], n=250)
+    assert_caught(design, "priors too wide", ["sigma_genre"], n=250)
 
 
 def test_half_of_the_data_ignored_is_caught_by_the_densities_alone(design, large):

@@ -21,8 +21,8 @@ _LINES = {
     "mu_genre": ("mean of one genre", look.PURPLE, (0, (5, 1.5)), 1.0),
     "tau_smallest": ("effect, smallest creator", look.SKY, (0, (5, 1.5)), 1.0),
     "tau_largest": ("effect, largest creator", look.VERMILLION, (0, (5, 1.5)), 1.0),
-    "log_p_given_hyper": ("log density given hyperparameters", look.INK, (0, (1, 0.7)), 1.9),
-    "log_p_given_tau": ("log density given effects", look.INK, "-", 1.9),
+    "log_p_given_hyper": ("log density | hyperparameters", look.INK, (0, (1, 0.7)), 1.9),
+    "log_p_given_tau": ("log density | effects", look.INK, "-", 1.9),
 }
 
 
