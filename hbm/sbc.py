@@ -21,10 +21,10 @@ import numpy as np
 import pandas as pd
 
 from hbm.data import require_columns, validate_summaries
-from hbm.diagnostics import HYPERPARAMETERS, estimates_of, hyper_draws
-from hbm.exact import components, draw_effects
-from hbm.exact.draws import hyper_cdf
-from hbm.gaussian import Estimates, Hyper, creator_moments, log_density, mixture_cdf
+from hbm.diagnostics import HYPERPARAMETERS, hyper_draws
+from hbm.estimates import effect_cdf, mixture
+from hbm.exact.draws import draw_effects, hyper_cdf
+from hbm.gaussian import Estimates, Hyper, log_density, mixture_cdf
 from hbm.intervals import LEVEL
 from hbm.model import ENGINES, TARGET_ACCEPT, _draw_effects, _marginal, fit_hierarchical_model
 from hbm.priors import Fixed, Priors
@@ -303,12 +303,10 @@ def _rank_exactly(rng, truth: _Joint, data, given, priors: Priors, draws: int):
     true, drawn = _quantities(data, truth), _quantities(data, joint)
     ranks = {name: _rank(rng, drawn[name], true[name]) for name in QUANTITIES[-2:]}
     ranks |= {name: hyper_cdf(idata, name, float(true[name][0])) for name in HYPERPARAMETERS}
-    genre, sigma_creator, weights = components(idata)
+    genre, _, weights = mixture(idata)
     ranks["mu_genre"] = mixture_cdf(genre, truth.mu_genre[0], weights)[0]
-    estimates = estimates_of(idata)
-    moments = creator_moments(estimates, genre, sigma_creator)
-    tau = estimates.unsort(mixture_cdf(moments, truth.tau[0][estimates.order], weights))
-    ranks["tau_smallest"], ranks["tau_largest"] = tau[list(_extremes(data))]
+    effects = effect_cdf(idata, truth.tau[0])
+    ranks["tau_smallest"], ranks["tau_largest"] = effects[list(_extremes(data))]
     # Sums of weights are 1 but for rounding.
     ranks = {name: min(max(rank, 0.0), 1.0) for name, rank in ranks.items()}
     return ranks, {"ranked_draws": draws, "quadrature_error": idata.attrs["quadrature_error"]}

@@ -40,7 +40,7 @@ def large():
 
 @pytest.fixture(scope="module")
 def right(design):
-    return run_sbc(design, 120)
+    return run_sbc(design, 100)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_the_exact_engine_is_calibrated_at_3_genres_x_2(right):
 
 
 def test_the_exact_engine_is_calibrated_at_500_creators(large):
-    assert failed(run_sbc(large, 60)) == set()
+    assert failed(run_sbc(large, 40)) == set()
 
 
 def test_nuts_is_calibrated(sampled):
@@ -376,7 +376,7 @@ def test_the_smallest_detectable_error_is_detected_with_the_power_it_should(monk
 
 
 def test_the_smallest_detectable_error_of_a_fit(design):
-    table = smallest_detectable_error(design, (1.4,), n_pairs=40).set_index("quantity")
+    table = smallest_detectable_error(design, (1.4,), n_pairs=30).set_index("quantity")
     assert 0.01 < table.loc["log_p_given_tau", "error"] < 0.15
     assert np.isnan(table.loc["mu_global", "error"])
     assert table.loc["log_p_given_tau", "error"] < table.loc["tau_smallest", "error"]
