@@ -31,9 +31,9 @@ _PUBLIC = {
     "sbc": "run_sbc run_user_sbc sbc_verdicts",
     "planted": "smallest_detectable_error",
     "predictive": (
-        "leave_one_out loo_pit posterior_predictive predictive_pvalues prior_predictive "
-        "split_half split_half_summary"
+        "leave_one_out loo_pit posterior_predictive predictive_pvalues prior_predictive"
     ),
+    "halves": "split_half split_half_summary",
     "readout": "creator_readouts readout_report sample_ratio_mismatch",
     "store": "kept",
 }

@@ -1,7 +1,7 @@
 """Can the posterior be trusted as a readout? Estimates against a truth that is known.
 
 On many platforms instead of one: `hbm.studies`. What can be checked where no truth is known
-(predictive checks, creators left out, users held out) stands in `hbm.predictive`.
+(predictive checks, creators left out) stands in `hbm.predictive`, users held out in `hbm.halves`.
 """
 
 from __future__ import annotations

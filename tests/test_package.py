@@ -48,6 +48,7 @@ ORDER = [
     "sbc",
     "planted",
     "predictive",
+    "halves",
     "readout",
     "store",
     "tables",
