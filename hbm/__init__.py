@@ -15,8 +15,9 @@ _PUBLIC = {
         "complete_pooling_estimates empirical_bayes_estimates james_stein_estimates "
         "no_pooling_estimates"
     ),
-    "priors": "Fixed HalfCauchy HalfNormal Normal Priors",
+    "priors": "Fixed Gamma HalfCauchy HalfNormal Normal Priors",
     "model": "fit_hierarchical_model",
+    "robust": "fit_hierarchical_model_robust robust_estimates",
     "estimates": "effect_cdf extract_genre_estimates extract_hbm_estimates",
     "diagnostics": "DiagnosticsError check_diagnostics",
     "exact": "extract_slope_estimates predict_effects",

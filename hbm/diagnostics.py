@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from hbm.gaussian import Estimates, Hyper, creator_moments, genre_moments
+from hbm.student import conditional_means, nodes_for, student_draws
 
 #: The rules a fit has to keep: Vehtari et al. (2021) for R-hat and effective sample sizes.
 MAX_RHAT = 1.01
@@ -64,12 +65,14 @@ class Diagnostics:
             raise DiagnosticsError("the fit failed its diagnostics: " + "; ".join(self.failures))
 
 
-def check_diagnostics(idata) -> Diagnostics:
+def check_diagnostics(idata, *, effects: bool = True) -> Diagnostics:
     """Check a fit: R-hat, effective sample sizes, divergences, tree depth, energy.
 
     The rules hold for the hyperparameters, the genre means, every tau and every
     E[tau | hyperparameters]. The last are needed because taus drawn exactly given the
-    hyperparameters look well mixed even where the hyperparameters are stuck.
+    hyperparameters look well mixed even where the hyperparameters are stuck. In a robust fit
+    the hyperparameters include nu, and the expectation is given the genre means too, which are
+    sampled there.
 
     The draws of an exact fit are independent, so R-hat would say nothing: what can go wrong is
     the grid, and its error is checked instead.
@@ -78,6 +81,8 @@ def check_diagnostics(idata) -> Diagnostics:
     ----------
     idata : DataTree
         From `fit_hierarchical_model`.
+    effects : bool
+        False leaves the creators out, tau and its expectations: quick, for studies of many fits.
 
     Returns
     -------
@@ -94,7 +99,7 @@ def check_diagnostics(idata) -> Diagnostics:
     n_chains, n_draws = posterior.sizes["chain"], posterior.sizes["draw"]
     if n_chains < 2 or n_draws < 4:
         raise ValueError(f"diagnostics need 2 chains and 4 draws, got {n_chains} and {n_draws}")
-    table = _convergence_table(_monitored(idata))
+    table = _convergence_table(_monitored(idata, effects))
     failures = _table_failures(table, MIN_ESS_PER_CHAIN * n_chains)
 
     stats = idata["sample_stats"].dataset
@@ -144,11 +149,16 @@ def estimates_of(idata) -> Estimates:
     )
 
 
-def _monitored(idata):
+def _monitored(idata, effects: bool = True):
     """Posterior with E[tau | hyperparameters] added, without what is constant by design."""
-    posterior = idata["posterior"].dataset
-    data, hyper = estimates_of(idata), hyper_draws(posterior)
-    means = creator_moments(data, genre_moments(data, hyper), hyper.sigma_creator).mean
+    if not effects:
+        return idata["posterior"].dataset.drop_vars(["tau", *idata.attrs["fixed"]], errors="ignore")
+    posterior, data = idata["posterior"].dataset, estimates_of(idata)
+    if "nu" in posterior:
+        means = conditional_means(data, student_draws(posterior), nodes_for(data))
+    else:
+        hyper = hyper_draws(posterior)
+        means = creator_moments(data, genre_moments(data, hyper), hyper.sigma_creator).mean
     shape = (posterior.sizes["chain"], posterior.sizes["draw"], -1)
     monitored = posterior.assign(
         {"E[tau | hyper]": (("chain", "draw", "creator"), data.unsort(means).reshape(shape))}

@@ -2,20 +2,25 @@
 
 Everything is Rao-Blackwellised: given the hyperparameters effects are normal with known moments,
 so means, quantiles and probabilities are those of a mixture of normals over the draws of the
-hyperparameters or, without any sampling noise, over the nodes of the exact engine.
+hyperparameters or, without any sampling noise, over the nodes of the exact engine. In a robust
+fit the same holds given the genres' means too and a node of the Student-t (`hbm.student`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from hbm import student
 from hbm.diagnostics import check_diagnostics, estimates_of, hyper_draws
 from hbm.exact import components
 from hbm.gaussian import (
+    Estimates,
     Moments,
     creator_moments,
     for_creators,
@@ -53,7 +58,7 @@ def extract_hbm_estimates(idata, summaries: pd.DataFrame, *, check: bool = True)
     Parameters
     ----------
     idata : DataTree
-        From `hbm.model.fit_hierarchical_model`.
+        From `hbm.fit_hierarchical_model` or `hbm.fit_hierarchical_model_robust`.
     summaries : DataFrame
         The frame it was fitted to.
     check : bool
@@ -65,7 +70,8 @@ def extract_hbm_estimates(idata, summaries: pd.DataFrame, *, check: bool = True)
         One row a creator, in the order of `summaries`: ``creator_id, genre, effect_hat``
         (posterior mean), ``se`` (posterior standard deviation), ``ci_lower, ci_upper``
         (equal-tailed 95% interval), ``n_total, p_positive, shrinkage``
-        (E[se² / (se² + sigma_creator²)]).
+        (E[se² / (se² + sigma_creator²)], of a robust fit averaged over the creator's own scale
+        too: E[se² / (se² + sigma_creator² / w)]).
 
     Raises
     ------
@@ -78,12 +84,12 @@ def extract_hbm_estimates(idata, summaries: pd.DataFrame, *, check: bool = True)
     if check:
         check_diagnostics(idata).raise_if_failed()
     data = estimates_of(idata)
-    genre, sigma_creator, weights = mixture(idata)
+    effects = _effects(idata)
     lower, upper = tail_probabilities(LEVEL)
     columns = {name: np.empty(len(data.se)) for name in _ESTIMATED}
 
     def fill(block: slice) -> None:
-        moments = creator_moments(data.take(block), genre, sigma_creator)
+        moments, weights, pull = effects.of(data.take(block))
         overall = mixture_moments(moments, weights)
         columns["effect_hat"][block] = overall.mean
         columns["se"][block] = np.sqrt(overall.var)
@@ -92,11 +98,9 @@ def extract_hbm_estimates(idata, summaries: pd.DataFrame, *, check: bool = True)
         # The upper tail by symmetry: 1 - cdf would lose the small probabilities.
         mirrored = moments._replace(mean=-moments.mean)
         columns["p_positive"][block] = mixture_cdf(mirrored, 0.0, weights)
-        sigma = for_creators(sigma_creator, data.take(block))
-        pull = shrinkage_factor(data.se[block], sigma)
         columns["shrinkage"][block] = np.average(pull, axis=0, weights=weights)
 
-    step = max(1, _BLOCK // len(sigma_creator))
+    step = max(1, _BLOCK // effects.size)
     blocks = [slice(i, i + step) for i in range(0, len(data.se), step)]
     with ThreadPoolExecutor() as threads:
         list((threads.map if len(blocks) > 1 else map)(fill, blocks))
@@ -120,7 +124,7 @@ def effect_cdf(idata, x) -> np.ndarray:
     Parameters
     ----------
     idata : DataTree
-        From `hbm.model.fit_hierarchical_model`.
+        From `hbm.fit_hierarchical_model` or `hbm.fit_hierarchical_model_robust`.
     x : float or ndarray, shape (creator,)
         In the unit of the effects, by creator in the order of the data.
 
@@ -128,13 +132,12 @@ def effect_cdf(idata, x) -> np.ndarray:
     -------
     ndarray, shape (creator,)
     """
-    data = estimates_of(idata)
-    genre, sigma_creator, weights = mixture(idata)
+    data, effects = estimates_of(idata), _effects(idata)
     x = np.broadcast_to(np.asarray(x, float), len(data.se))[data.order]
-    below, step = np.empty(len(x)), max(1, _BLOCK // len(sigma_creator))
+    below, step = np.empty(len(x)), max(1, _BLOCK // effects.size)
     for start in range(0, len(x), step):
         block = slice(start, start + step)
-        moments = creator_moments(data.take(block), genre, sigma_creator)
+        moments, weights, _ = effects.of(data.take(block))
         below[block] = mixture_cdf(moments, x[block], weights)
     return data.unsort(below)
 
@@ -145,12 +148,52 @@ def mixture(idata) -> Mixture:
     Parameters
     ----------
     idata : DataTree
-        From `hbm.model.fit_hierarchical_model`, with either engine.
+        From `hbm.fit_hierarchical_model`, with either engine, or from
+        `hbm.fit_hierarchical_model_robust`, where `sigma_creator` is the scale of the Student-t
+        and the genres' means are points.
     """
     if "quadrature" in idata.children:
         return Mixture(*components(idata))
-    hyper = hyper_draws(idata["posterior"].dataset)
+    posterior = idata["posterior"].dataset
+    hyper = hyper_draws(posterior)
+    if "nu" in posterior:
+        mu_genre = student.student_draws(posterior).mu_genre
+        return Mixture(Moments(mu_genre, np.zeros_like(mu_genre)), hyper.sigma_creator, None)
     return Mixture(genre_moments(estimates_of(idata), hyper), hyper.sigma_creator, None)
+
+
+class _Effects(NamedTuple):
+    """The posterior of creators' effects as a mixture of normals.
+
+    Attributes
+    ----------
+    size : int
+        Number of components: draws, nodes of the exact engine, or draws times the nodes of the
+        Student-t.
+    of : callable
+        From `Estimates` to moments (component, creator), weights (component,) or (component,
+        creator), equal where None, and the weight of the genre's mean (component, creator).
+    """
+
+    size: int
+    of: Callable[[Estimates], tuple[Moments, np.ndarray | None, np.ndarray]]
+
+
+def _effects(idata) -> _Effects:
+    """Return the posterior of effects; of a robust fit, from `student.MAX_DRAWS` of its draws."""
+    posterior = idata["posterior"].dataset
+    if "nu" in posterior:
+        draws = student.student_draws(posterior).thinned()
+        nodes = student.nodes_for(estimates_of(idata))
+        size = len(draws.nu) * nodes.size
+        return _Effects(size, partial(student.components, draws=draws, nodes=nodes))
+    genre, sigma_creator, weights = mixture(idata)
+
+    def of(data: Estimates):
+        pull = shrinkage_factor(data.se, for_creators(sigma_creator, data))
+        return creator_moments(data, genre, sigma_creator), weights, pull
+
+    return _Effects(len(sigma_creator), of)
 
 
 def extract_genre_estimates(idata) -> pd.DataFrame:
@@ -159,7 +202,7 @@ def extract_genre_estimates(idata) -> pd.DataFrame:
     Parameters
     ----------
     idata : DataTree
-        From `hbm.model.fit_hierarchical_model`.
+        From `hbm.fit_hierarchical_model` or `hbm.fit_hierarchical_model_robust`.
 
     Returns
     -------

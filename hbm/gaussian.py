@@ -225,15 +225,15 @@ def mixture_moments(moments: Moments, weights: np.ndarray | None = None) -> Mome
     Parameters
     ----------
     moments : Moments, shape (draw, unit)
-    weights : ndarray, shape (draw,), optional
+    weights : ndarray, shape (draw,) or (draw, unit), optional
         Weights of the components, summing to 1; equal when omitted.
     """
     weights = _equal_unless_given(weights, moments)
     # Centred at a component, so that means far from 0 lose no digits.
     away = moments.mean - moments.mean[0]
-    mean = weights @ away
-    spread = weights @ np.square(away - mean)
-    return Moments(mean + moments.mean[0], weights @ moments.var + spread)
+    mean = _average(weights, away)
+    spread = _average(weights, np.square(away - mean))
+    return Moments(mean + moments.mean[0], _average(weights, moments.var) + spread)
 
 
 def _equal_unless_given(weights: np.ndarray | None, moments: Moments) -> np.ndarray:
@@ -241,12 +241,16 @@ def _equal_unless_given(weights: np.ndarray | None, moments: Moments) -> np.ndar
     return np.full(n, 1 / n) if weights is None else np.asarray(weights, float)
 
 
+def _average(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    return weights @ values if weights.ndim == 1 else np.einsum("du,du->u", weights, values)
+
+
 def mixture_cdf(
     moments: Moments, x: np.ndarray | float, weights: np.ndarray | None = None
 ) -> np.ndarray:
     """Return P(unit <= x) under a mixture of normals over the first axis, shape ``(unit,)``."""
     z = (x - moments.mean) / np.sqrt(moments.var)
-    return _equal_unless_given(weights, moments) @ ndtr(z)
+    return _average(_equal_unless_given(weights, moments), ndtr(z))
 
 
 def mixture_quantile(
@@ -270,15 +274,16 @@ def mixture_quantile(
     active = np.arange(len(x))
     for _ in range(100):
         m, s, at = mean[:, active], sd[:, active], x[active]
+        weight = weights if weights.ndim == 1 else weights[:, active]
         z = (at - m) / s
-        error = weights @ ndtr(z) - probability
+        error = _average(weight, ndtr(z)) - probability
         error[np.abs(error) < 1e-15] = 0.0  # rounding; in a gap any point is the quantile
         high[active] = np.where(error > 0, at, high[active])
         low[active] = np.where(error > 0, low[active], at)
         density = np.exp(-0.5 * z * z) / (s * np.sqrt(2 * np.pi))
-        slope = np.maximum(weights @ density, np.finfo(float).tiny)
+        slope = np.maximum(_average(weight, density), np.finfo(float).tiny)
         newton = error / slope
-        bend = -0.5 * newton * (weights @ (density * z / s)) / slope
+        bend = -0.5 * newton * _average(weight, density * z / s) / slope
         step = at - newton / np.clip(1 - bend, 0.5, 2.0)
         outside = (step < low[active]) | (step > high[active])
         x[active] = np.where(outside, 0.5 * (low[active] + high[active]), step)
@@ -296,8 +301,9 @@ def _cornish_fisher(
     """Quantile of the standardised mixture at the normal quantile `z`, by its four moments."""
     away, var = moments.mean - overall.mean, moments.var
     squared = np.square(away)
-    skewness = weights @ (away * (squared + 3 * var)) / overall.var**1.5
-    kurtosis = weights @ (squared * (squared + 6 * var) + 3 * var * var) / overall.var**2 - 3
+    skewness = _average(weights, away * (squared + 3 * var)) / overall.var**1.5
+    fourth = _average(weights, squared * (squared + 6 * var) + 3 * var * var)
+    kurtosis = fourth / overall.var**2 - 3
     return (
         z
         + (z * z - 1) * skewness / 6

@@ -124,18 +124,10 @@ def fit_hierarchical_model(
         )
     if covariates:
         raise ValueError('covariates need engine="exact"')
-    if min(draws, tune, chains) < 1:
-        raise ValueError(f"draws, tune and chains must be >= 1, got {draws}, {tune}, {chains}")
-    if target_accept is not None and not 0 < target_accept < 1:
-        raise ValueError(f"target_accept must lie between 0 and 1, got {target_accept}")
+    check_sampling(len(summaries), draws, tune, chains, target_accept)
     if parameterization == "centered" and priors.sigma_genre == Fixed(0):
         raise ValueError(
             "centered needs sigma_genre > 0: genre effects without spread have no density"
-        )
-    if draws * chains * len(summaries) > MAX_VALUES:
-        raise ValueError(
-            f"{draws * chains:,} draws of {len(summaries):,} creators would take "
-            f"{draws * chains * len(summaries) * 8 / 1e9:.1f} GB; ask for fewer draws"
         )
     data = Estimates.from_frame(summaries)
     start = time.perf_counter()
@@ -176,6 +168,19 @@ def fit_hierarchical_model(
     )
 
 
+def check_sampling(n_creators: int, draws: int, tune: int, chains: int, target_accept) -> None:
+    """Refuse settings that cannot be sampled, and draws that would not fit into memory."""
+    if min(draws, tune, chains) < 1:
+        raise ValueError(f"draws, tune and chains must be >= 1, got {draws}, {tune}, {chains}")
+    if target_accept is not None and not 0 < target_accept < 1:
+        raise ValueError(f"target_accept must lie between 0 and 1, got {target_accept}")
+    if draws * chains * n_creators > MAX_VALUES:
+        raise ValueError(
+            f"{draws * chains:,} draws of {n_creators:,} creators would take "
+            f"{draws * chains * n_creators * 8 / 1e9:.1f} GB; ask for fewer draws"
+        )
+
+
 def _marginal(
     data: Estimates, priors: Priors, *, sigma_by_genre: bool = False, as_data: bool = False
 ):
@@ -205,14 +210,32 @@ def _marginal(
         residual = by_genre(pt.log(v) - v * (effect_hat - mean[data.genre_idx]) ** 2)
         pm.Potential("within_genres", 0.5 * pt.sum(residual - pt.log(weight)))
 
-        var, mu = sigma_genre**2 + 1 / weight, priors.mu_global
-        precision = 1 / mu.sigma**2 + pt.sum(1 / var)
-        center = (mu.mu / mu.sigma**2 + pt.sum(mean / var)) / precision
-        pm.Deterministic("mu_global", center + pm.Normal("mu_offset") / pt.sqrt(precision))
-        at_center = pt.sum(pm.logp(pm.Normal.dist(center, pt.sqrt(var)), mean))
-        prior = pm.logp(pm.Normal.dist(mu.mu, mu.sigma), center)
-        pm.Potential("between_genres", at_center + prior - 0.5 * pt.log(precision))
+        between_genres(mean, weight, sigma_genre, priors)
     return model
+
+
+def between_genres(mean, weight, sigma_genre, priors: Priors):
+    """Add mu_global to the PyMC model on the stack, and how genres lie around it; return it.
+
+    Parameters
+    ----------
+    mean, weight : tensor, shape (genre,)
+        What the creators say about their genre's mean, and how precisely.
+    sigma_genre : tensor
+    priors : Priors
+    """
+    import pymc as pm
+    import pytensor.tensor as pt
+
+    var, mu = sigma_genre**2 + 1 / weight, priors.mu_global
+    precision = 1 / mu.sigma**2 + pt.sum(1 / var)
+    center = (mu.mu / mu.sigma**2 + pt.sum(mean / var)) / precision
+    offset = pm.Normal("mu_offset")
+    mu_global = pm.Deterministic("mu_global", center + offset / pt.sqrt(precision))
+    at_center = pt.sum(pm.logp(pm.Normal.dist(center, pt.sqrt(var)), mean))
+    prior = pm.logp(pm.Normal.dist(mu.mu, mu.sigma), center)
+    pm.Potential("between_genres", at_center + prior - 0.5 * pt.log(precision))
+    return mu_global
 
 
 def _own_sigmas(data: Estimates, priors: Priors):

@@ -12,6 +12,9 @@ from scipy import stats
 #: The standard deviation of a normal distribution in units of its median absolute deviation.
 _MAD_TO_SD = 1.4826
 
+#: A Student-t has a variance above this many degrees of freedom.
+NU_MIN = 2.0
+
 
 @dataclass(frozen=True)
 class Prior:
@@ -79,8 +82,29 @@ class HalfCauchy(Prior):
 
 
 @dataclass(frozen=True)
+class Gamma(Prior):
+    """Gamma distribution with shape `alpha` and rate `beta`, moved up to begin at `lower`."""
+
+    alpha: float = 2.0
+    beta: float = 0.1
+    lower: float = 0.0
+    positive: ClassVar = ("alpha", "beta")
+
+    def scipy(self) -> stats.rv_frozen:
+        return stats.gamma(self.alpha, loc=self.lower, scale=1 / self.beta)
+
+    def pymc(self, name: str | None):
+        import pymc as pm
+
+        if name is None:
+            return self.lower + pm.Gamma.dist(self.alpha, self.beta)
+        above = pm.Gamma(f"{name}_above_lower", self.alpha, self.beta)
+        return pm.Deterministic(name, self.lower + above)
+
+
+@dataclass(frozen=True)
 class Fixed(Prior):
-    """A standard deviation that is known: `Fixed(0)` for sigma_genre means "no grouping"."""
+    """A value that is known: `Fixed(0)` for sigma_genre means "no grouping"."""
 
     value: float = 0.0
 
@@ -116,6 +140,10 @@ class Priors:
     slope : Normal
         Change of the effect with one standard deviation of a covariate; only of a model that
         has covariates.
+    nu : Gamma or Fixed
+        Degrees of freedom of the creators' effects; only of the robust model. The default is
+        that of Juárez & Steel (2010), moved up by 2, since effects have a variance above 2
+        only: 95% between 4.4 and 58, from heavy tails to nearly normal ones.
     """
 
     mu_global: Normal = field(default_factory=Normal)
@@ -123,6 +151,7 @@ class Priors:
     sigma_creator: Prior = field(default_factory=HalfNormal)
     slope: Normal = field(default_factory=Normal)
     sigma_spread: Prior = field(default_factory=lambda: HalfNormal(0.5))
+    nu: Prior = field(default_factory=lambda: Gamma(2.0, 0.1, lower=NU_MIN))
 
     def __post_init__(self) -> None:
         for name in ("mu_global", "slope"):
@@ -134,6 +163,13 @@ class Priors:
                 raise TypeError(f"{name} needs a prior on positive values, got {prior!r}")
         if isinstance(self.sigma_creator, Fixed) and self.sigma_creator.value == 0:
             raise ValueError("sigma_creator fixed at 0 is complete pooling, not a hierarchy")
+        if not isinstance(self.nu, Gamma | Fixed):
+            raise TypeError(f"nu needs a Gamma prior or a Fixed value, got {self.nu!r}")
+        above = self.nu.value > NU_MIN if isinstance(self.nu, Fixed) else self.nu.lower >= NU_MIN
+        if not above:
+            raise ValueError(
+                f"nu must lie above {NU_MIN:g}, or effects have no variance, got {self.nu!r}"
+            )
 
     @classmethod
     def weakly_informative(cls, summaries: pd.DataFrame) -> Priors:
