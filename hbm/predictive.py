@@ -10,8 +10,9 @@ import pandas as pd
 from scipy import stats
 from scipy.special import ndtr
 
+from hbm import student
 from hbm.data import validate_summaries
-from hbm.diagnostics import HYPERPARAMETERS
+from hbm.diagnostics import HYPERPARAMETERS, estimates_of
 from hbm.exact.draws import MAX_VALUES, draw_effects
 from hbm.intervals import LEVEL, tail_probabilities
 from hbm.priors import Fixed, Priors
@@ -96,7 +97,8 @@ def posterior_predictive(
         are enough.
     replicate : {"creator", "estimate"}
         ``creator``: other creators of the same genres, with the same standard errors; each tau
-        is drawn anew from Normal(mu_genre, sigma_creator). ``estimate``: the same creators
+        is drawn anew from Normal(mu_genre, sigma_creator), or the Student-t of a robust fit.
+        ``estimate``: the same creators
         measured again, each tau from its own posterior. The first is the default because it can
         fail: taus that follow the data reproduce heavy tails or a second mode, however wrong
         the hierarchy that is to be checked.
@@ -118,6 +120,8 @@ def posterior_predictive(
     chosen = posterior.isel(sample=rng.choice(n, draws, replace=draws > n))
     se = idata["constant_data"]["se"].values
     if replicate == "creator":
+        if "nu" in chosen:
+            chosen = _with_own_scales(chosen, rng)
         mean, sd = _predictive(chosen, idata["constant_data"].dataset)
         effects = rng.normal(*(part.transpose("sample", "creator").values for part in (mean, sd)))
     else:
@@ -127,6 +131,14 @@ def posterior_predictive(
         coords={"chain": [0], "draw": np.arange(draws), "creator": posterior["creator"].values},
     )
     return _with_group(idata, "posterior_predictive", replicated)
+
+
+def _with_own_scales(chosen, rng: np.random.Generator):
+    """Give each creator of each sample a scale of its own: a Student-t is normal given that."""
+    nu = chosen["nu"].values[:, None]
+    w = rng.chisquare(nu, (chosen.sizes["sample"], chosen.sizes["creator"])) / nu
+    scale = chosen["sigma_creator"].values[:, None] / np.sqrt(w)
+    return chosen.assign(sigma_creator=(("sample", "creator"), scale))
 
 
 def _draws_of(idata):
@@ -214,17 +226,29 @@ def with_log_likelihood(idata, *, conditional: bool = False):
     idata : DataTree
         From `fit_hierarchical_model`.
     conditional : bool
-        False: tau integrated out, Normal(mu_genre, sqrt(sigma_creator² + se²)). True: given
-        tau, Normal(tau, se).
+        False: tau integrated out, Normal(mu_genre, sqrt(sigma_creator² + se²)), or in a robust
+        fit the Student-t with the normal noise of the estimate. True: given tau,
+        Normal(tau, se).
     """
     posterior, constant = _draws_of(idata), idata["constant_data"].dataset
-    mean, sd = _predictive(posterior, constant, conditional=conditional)
-    observed = idata["observed_data"]["effect_hat"]
-    density = -0.5 * np.square((observed - mean) / sd) - np.log(sd * np.sqrt(2 * np.pi))
+    if "nu" in posterior and not conditional:
+        density = _by_nodes(idata, posterior, student.estimate_log_density)
+    else:
+        mean, sd = _predictive(posterior, constant, conditional=conditional)
+        z = (idata["observed_data"]["effect_hat"] - mean) / sd
+        density = -0.5 * np.square(z) - np.log(sd * np.sqrt(2 * np.pi))
     dims = ("chain", "draw", "creator")
     group = density.transpose(*dims).to_dataset(name="effect_hat")
     tree = _with_group(idata, "posterior", posterior)
     return _with_group(tree, "log_likelihood", group.drop_vars("genre", errors="ignore"))
+
+
+def _by_nodes(idata, posterior, function):
+    """What a function of `hbm.student` says of each observed estimate, by draw."""
+    data = estimates_of(idata)
+    values = data.unsort(function(data, student.student_draws(posterior), student.nodes_for(data)))
+    like = posterior["sigma_creator"] * idata["observed_data"]["effect_hat"]
+    return like.copy(data=values.reshape(like.shape))
 
 
 def _predictive(posterior, constant, *, conditional: bool = False):
@@ -281,8 +305,8 @@ def leave_one_out(idata, *, conditional: bool = False) -> LeaveOneOut:
 def loo_pit(idata, loo: LeaveOneOut | None = None) -> pd.DataFrame:
     """Return P(effect_hat_i <= observed | all other creators), uniform if the model holds.
 
-    The weights are those of PSIS, the probabilities those of the integrated likelihood's normal,
-    so nothing is drawn.
+    The weights are those of PSIS, the probabilities those of the integrated likelihood, so
+    nothing is drawn.
 
     Parameters
     ----------
@@ -297,9 +321,13 @@ def loo_pit(idata, loo: LeaveOneOut | None = None) -> pd.DataFrame:
         ``creator_id, pit, pareto_k``.
     """
     elpd = (leave_one_out(idata) if loo is None else loo).elpd
-    mean, sd = _predictive(_draws_of(idata), idata["constant_data"].dataset)
-    z = (idata["observed_data"]["effect_hat"] - mean) / sd
-    below = z.copy(data=ndtr(z.values))
+    posterior = _draws_of(idata)
+    if "nu" in posterior:
+        below = _by_nodes(idata, posterior, student.estimate_cdf)
+    else:
+        mean, sd = _predictive(posterior, idata["constant_data"].dataset)
+        z = (idata["observed_data"]["effect_hat"] - mean) / sd
+        below = z.copy(data=ndtr(z.values))
     weights = np.exp(elpd.log_weights - elpd.log_weights.max(("chain", "draw")))
     pit = (weights * below).sum(("chain", "draw")) / weights.sum(("chain", "draw"))
     columns = {"creator_id": pit["creator"], "pit": pit, "pareto_k": elpd.pareto_k}

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from hbm.priors import Fixed, HalfCauchy, HalfNormal, Normal, Priors
+from hbm.priors import Fixed, Gamma, HalfCauchy, HalfNormal, Normal, Priors
 
 FAMILIES = (Normal(0.3, 2.5), HalfNormal(0.7), HalfCauchy(5.0))
 
@@ -27,10 +27,35 @@ def test_pymc_and_scipy_agree_on_the_density(prior):
     assert np.isneginf(prior.scipy().logpdf(-1.0)) == (not isinstance(prior, Normal))
 
 
+def test_a_gamma_that_begins_above_zero_is_one_moved_up():
+    import pymc as pm
+
+    prior = Gamma(2.0, 0.1, lower=2.0)
+    points = np.array([2.01, 3.0, 12.0, 80.0])
+    difference = pm.logp(prior.pymc(None), points).eval() - prior.scipy().logpdf(points)
+    assert np.abs(difference).max() < 1e-7
+    assert prior.scipy().pdf(1.9) == 0
+    with pm.Model() as model:
+        variable = prior.pymc("nu")
+    assert set(model.named_vars) == {"nu", "nu_above_lower"}
+    assert [v.name for v in model.free_RVs] == ["nu_above_lower"]
+    density = model.compile_logp(jacobian=False, mode="FAST_COMPILE")
+    point = {"nu_above_lower_log__": np.log(5.0)}
+    assert float(density(point)) == pytest.approx(prior.scipy().logpdf(7.0), abs=1e-7)
+    above = model.replace_rvs_by_values([variable])[0]
+    at = model.compile_fn(above, inputs=model.value_vars, mode="FAST_COMPILE")
+    assert float(at(point)) == pytest.approx(7.0)
+
+
 def test_the_densities_are_the_textbooks():
     assert HalfNormal(2.0).scipy().pdf(1.0) == pytest.approx(2 * stats.norm(0, 2).pdf(1.0))
     assert HalfCauchy(5.0).scipy().pdf(3.0) == pytest.approx(2 / (np.pi * 5 * (1 + (3 / 5) ** 2)))
     assert Normal(1.0, 3.0).scipy().std() == pytest.approx(3.0)
+    shape, rate, x = 2.0, 0.1, 7.0
+    textbook = rate**shape * (x - 2) ** (shape - 1) * np.exp(-rate * (x - 2))  # Gamma(2) is 1
+    assert Gamma(shape, rate, lower=2.0).scipy().pdf(x) == pytest.approx(textbook)
+    ends = Priors().nu.scipy().ppf([0.025, 0.975])
+    np.testing.assert_allclose(ends, [4.4, 57.7], atol=0.05)
 
 
 def test_a_fixed_value_is_a_constant():
@@ -56,6 +81,10 @@ def test_a_fixed_value_is_a_constant():
         (lambda: Fixed(-0.1), "Fixed: value must not be negative, got -0.1"),
         (lambda: Fixed(np.inf), "Fixed: value must be finite"),
         (lambda: Priors(sigma_creator=Fixed(0)), "complete pooling, not a hierarchy"),
+        (lambda: Priors(nu=Fixed(2)), "nu must lie above 2, or effects have no variance"),
+        (lambda: Priors(nu=Gamma(2, 0.1)), "nu must lie above 2"),
+        (lambda: Gamma(0, 1), "Gamma: alpha must be greater than 0, got 0"),
+        (lambda: Gamma(1, -1), "Gamma: beta must be greater than 0, got -1"),
     ],
 )
 def test_impossible_priors_are_refused(make, message):
@@ -72,6 +101,7 @@ def test_impossible_priors_are_refused(make, message):
         {"sigma_genre": 1.0},
         {"sigma_creator": stats.halfnorm()},
         {"sigma_creator": None},
+        {"nu": HalfNormal()},
     ],
     # The address of an object is another in every worker of a parallel run.
     ids=lambda wrong: "-".join(f"{k}-{type(v).__name__}" for k, v in wrong.items()),
@@ -89,6 +119,7 @@ def test_the_defaults_are_the_plans():
         "sigma_creator": "HalfNormal(sigma=1)",
         "slope": "Normal(mu=0, sigma=1)",
         "sigma_spread": "HalfNormal(sigma=0.5)",
+        "nu": "Gamma(alpha=2, beta=0.1, lower=2)",
     }
     assert Priors(sigma_genre=Fixed(0)).describe()["sigma_genre"] == "Fixed(value=0)"
 
