@@ -17,7 +17,7 @@ _PUBLIC = {
     ),
     "priors": "Fixed Gamma HalfCauchy HalfNormal Normal Priors",
     "model": "fit_hierarchical_model",
-    "robust": "fit_hierarchical_model_robust robust_estimates",
+    "robust": "fit_hierarchical_model_robust outlier_study robust_estimates",
     "estimates": "effect_cdf extract_genre_estimates extract_hbm_estimates",
     "diagnostics": "DiagnosticsError check_diagnostics",
     "exact": "extract_slope_estimates predict_effects",
@@ -34,6 +34,7 @@ _PUBLIC = {
     "predictive": (
         "leave_one_out loo_pit posterior_predictive predictive_pvalues prior_predictive"
     ),
+    "sensitivity": "prior_sensitivity",
     "halves": "split_half split_half_summary",
     "readout": "creator_readouts readout_report sample_ratio_mismatch",
     "store": "kept",

@@ -130,7 +130,7 @@ def posterior_predictive(
         {"effect_hat": (("chain", "draw", "creator"), effects[None])},
         coords={"chain": [0], "draw": np.arange(draws), "creator": posterior["creator"].values},
     )
-    return _with_group(idata, "posterior_predictive", replicated)
+    return with_group(idata, "posterior_predictive", replicated)
 
 
 def _with_own_scales(chosen, rng: np.random.Generator):
@@ -155,7 +155,8 @@ def _draws_of(idata):
     return draw_effects(idata, draws=draws, chains=chains, random_seed=seed)
 
 
-def _with_group(idata, name: str, dataset):
+def with_group(idata, name: str, dataset):
+    """Return the posterior with a group added or replaced."""
     import xarray as xr
 
     tree = idata.copy()
@@ -239,8 +240,8 @@ def with_log_likelihood(idata, *, conditional: bool = False):
         density = -0.5 * np.square(z) - np.log(sd * np.sqrt(2 * np.pi))
     dims = ("chain", "draw", "creator")
     group = density.transpose(*dims).to_dataset(name="effect_hat")
-    tree = _with_group(idata, "posterior", posterior)
-    return _with_group(tree, "log_likelihood", group.drop_vars("genre", errors="ignore"))
+    tree = with_group(idata, "posterior", posterior)
+    return with_group(tree, "log_likelihood", group.drop_vars("genre", errors="ignore"))
 
 
 def _by_nodes(idata, posterior, function):

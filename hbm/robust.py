@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,16 +19,19 @@ import pandas as pd
 from hbm import student
 from hbm.data import validate_summaries
 from hbm.diagnostics import HYPERPARAMETERS, check_diagnostics
-from hbm.estimates import extract_hbm_estimates
+from hbm.estimates import effect_cdf, extract_genre_estimates, extract_hbm_estimates
+from hbm.exact.draws import extract_hyper_estimates
 from hbm.gaussian import Estimates
 from hbm.model import (
     _SAMPLE_STATS,
     _as_datatree,
     between_genres,
     check_sampling,
+    fit_hierarchical_model,
 )
 from hbm.priors import Fixed, Priors
 from hbm.student import genre_centers, nodes_for, student_draws
+from hbm.validation import join_truth
 
 #: What `robust_estimates` samples, and how many of the draws it averages over.
 FAST = {"draws": 1000, "tune": 400, "chains": 2}
@@ -179,7 +184,11 @@ def _model(n_creators: int, n_genres: int, n_nodes: int, priors: Priors):
 
 
 def robust_estimates(
-    summaries: pd.DataFrame, truth=None, *, priors: Priors = Priors(), random_seed: int = 42
+    summaries: pd.DataFrame,
+    truth: Mapping[str, Any] | None = None,
+    *,
+    priors: Priors = Priors(),
+    random_seed: int = 42,
 ) -> pd.DataFrame:
     """Return each creator's estimate under the robust model, as fast as can be trusted.
 
@@ -191,8 +200,9 @@ def robust_estimates(
     Parameters
     ----------
     summaries : DataFrame
-    truth : dict
-        Not used; what a study hands to every estimator.
+    truth : dict, optional
+        When given, the estimates carry ``pit``, the posterior probability of effects up to the
+        true one.
     priors : Priors
     random_seed : int
 
@@ -206,10 +216,93 @@ def robust_estimates(
     DiagnosticsError
         If the fit at full length failed its diagnostics too.
     """
+    idata = _fast_fit(summaries, priors, random_seed, FAST_STEP)
+    made = extract_hbm_estimates(idata, summaries, check=False)
+    if truth is None:
+        return made
+    return made.assign(pit=effect_cdf(idata, join_truth(made, truth)["effect_true"].to_numpy()))
+
+
+def _fast_fit(summaries: pd.DataFrame, priors: Priors, random_seed: int, step: int):
+    """Fit quickly, check, and return every so many of the draws."""
     settings = {"priors": priors, "random_seed": random_seed, "effects": False}
     idata = fit_hierarchical_model_robust(summaries, **settings, **FAST)
     if not check_diagnostics(idata, effects=False).ok:
         idata = fit_hierarchical_model_robust(summaries, **settings)
         check_diagnostics(idata, effects=False).raise_if_failed()
-    every = idata.isel(draw=slice(None, None, FAST_STEP), missing_dims="ignore")
-    return extract_hbm_estimates(every, summaries, check=False)
+    return idata.isel(draw=slice(None, None, step), missing_dims="ignore")
+
+
+def outlier_study(
+    summaries: pd.DataFrame,
+    creator_id,
+    distances: Sequence[float],
+    *,
+    se: float | None = None,
+    priors: Priors = Priors(),
+    random_seed: int = 42,
+) -> pd.DataFrame:
+    """Move one creator's plain estimate away from its genre, and see what both models make of it.
+
+    Parameters
+    ----------
+    summaries : DataFrame
+    creator_id
+        The creator to move.
+    distances : sequence of float
+        Of its estimate from the mean of its genre, in standard deviations of creators; both
+        are those of the normal model fitted to all others.
+    se : float, optional
+        Standard error to give it; its own when omitted.
+    priors : Priors
+    random_seed : int
+
+    Returns
+    -------
+    DataFrame
+        One row a distance and model (``normal``, ``robust``): ``model, distance, se, plain``; the
+        creator's ``effect_hat, ci_lower, ci_upper, shrinkage``; ``others``, the mean pooled
+        estimate of its genre's other creators; ``width``, the mean width of the intervals of all
+        other creators; ``sigma_creator`` and ``nu``, posterior means (a scale in the robust
+        model; no ``nu`` in the normal one).
+
+    Raises
+    ------
+    KeyError
+        If there is no such creator.
+    """
+    chosen = (summaries["creator_id"] == creator_id).to_numpy()
+    if not chosen.any():
+        raise KeyError(f"no creator {creator_id!r}")
+    se = float(summaries.loc[chosen, "se"].iloc[0]) if se is None else se
+    genre_idx = summaries["genre_idx"].to_numpy()
+    in_genre = (genre_idx == genre_idx[chosen][0]) & ~chosen
+    if not in_genre.any():
+        raise ValueError(f"creator {creator_id!r} is the only one of its genre")
+    rest = fit_hierarchical_model(summaries[~chosen], engine="exact", draws=0, priors=priors)
+    center = extract_genre_estimates(rest)["mean"].iloc[genre_idx[chosen][0]]
+    spread = extract_hyper_estimates(rest).set_index("parameter").loc["sigma_creator", "mean"]
+    rows = []
+    for distance in distances:
+        plain = float(center + distance * spread)
+        moved = summaries.assign(
+            effect_hat=np.where(chosen, plain, summaries["effect_hat"]),
+            se=np.where(chosen, se, summaries["se"]),
+        )
+        normal = fit_hierarchical_model(moved, engine="exact", draws=0, priors=priors)
+        robust = _fast_fit(moved, priors, random_seed, FAST_STEP // 4)
+        hyper = extract_hyper_estimates(normal).set_index("parameter")["mean"]
+        draws = robust["posterior"].dataset
+        for model, fit, sigma_creator, nu in (
+            ("normal", normal, hyper["sigma_creator"], np.nan),
+            ("robust", robust, float(draws["sigma_creator"].mean()), float(draws["nu"].mean())),
+        ):
+            made = extract_hbm_estimates(fit, moved, check=False)
+            own, width = made[chosen].iloc[0], made["ci_upper"] - made["ci_lower"]
+            rows.append(
+                {"model": model, "distance": float(distance), "se": se, "plain": plain}
+                | own[["effect_hat", "ci_lower", "ci_upper", "shrinkage"]].to_dict()
+                | {"others": made.loc[in_genre, "effect_hat"].mean()}
+                | {"width": width[~chosen].mean(), "sigma_creator": sigma_creator, "nu": nu}
+            )
+    return pd.DataFrame(rows)

@@ -27,6 +27,7 @@ from hbm.plots.posterior import (
     plot_rank,
     plot_trace,
 )
+from hbm.plots.robust import plot_outlier
 from hbm.plots.studies import plot_standard_errors
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "plot_hyperparameters",
     "plot_loo_pit",
     "plot_mse",
+    "plot_outlier",
     "plot_ppc",
     "plot_rank",
     "plot_readouts",
