@@ -170,7 +170,7 @@ ASSUMPTIONS = {
         different_spreads,
         "a spread for each genre",
         lambda summaries: fit_hierarchical_model(
-            summaries, sigma_by_genre=True, draws=1500, chains=2
+            summaries, sigma_by_genre=True, draws=2500, chains=2
         ),
     ),
     "independent errors": Assumption("correlated at 0.1", "fewer than 100 users", shared_errors),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -131,13 +131,16 @@ def fit_hierarchical_model(
         )
     data = Estimates.from_frame(summaries)
     start = time.perf_counter()
-    build = {
-        "marginal": partial(_marginal, sigma_by_genre=sigma_by_genre),
-        "centered": _centered,
-        "noncentered": _noncentered,
-    }
-    sampled = _sample(
-        build[parameterization](data, priors),
+    if parameterization == "marginal":
+        compiled = _compiled(len(data.se), data.n_genres, priors, sigma_by_genre)
+        compiled = compiled.with_data(
+            effect_hat=data.effect_hat, se=data.se, genre_idx=data.genre_idx
+        )
+    else:
+        build = {"centered": _centered, "noncentered": _noncentered}[parameterization]
+        compiled = compile_model(build(data, priors))
+    sampled = sample(
+        compiled,
         draws=draws,
         tune=tune,
         chains=chains,
@@ -181,35 +184,40 @@ def check_sampling(n_creators: int, draws: int, tune: int, chains: int, target_a
         )
 
 
-def _marginal(
-    data: Estimates, priors: Priors, *, sigma_by_genre: bool = False, as_data: bool = False
-):
+@lru_cache(maxsize=8)
+def _compiled(n_creators: int, n_genres: int, priors: Priors, sigma_by_genre: bool):
+    """Compile the marginal model once in a process for all data of one shape."""
+    shape = np.arange(n_creators) * n_genres // n_creators
+    data = Estimates.from_arrays(np.zeros(n_creators), np.ones(n_creators), shape)
+    return compile_model(_marginal(data, priors, sigma_by_genre=sigma_by_genre))
+
+
+def _marginal(data: Estimates, priors: Priors, *, sigma_by_genre: bool = False):
     """Three parameters; the density of the estimates is `hbm.gaussian.log_density`.
 
     mu_global is sampled as its distance from its mean given the two standard deviations and the
     data, in its standard deviations: as itself it is a funnel where the genres are few.
-
-    With `as_data` the estimates are data that a compiled model can exchange, else constants.
     """
     import pymc as pm
     import pytensor.tensor as pt
 
-    def by_genre(values):
-        return pt.zeros(data.n_genres)[data.genre_idx].inc(values)
-
     with pm.Model() as model:
-        effect_hat = pm.Data("effect_hat", data.effect_hat) if as_data else data.effect_hat
+        effect_hat, se = pm.Data("effect_hat", data.effect_hat), pm.Data("se", data.se)
+        genre_idx = pm.Data("genre_idx", data.genre_idx)
+
+        def by_genre(values):
+            return pt.zeros(data.n_genres)[genre_idx].inc(values)
+
         sigma_genre = priors.sigma_genre.pymc("sigma_genre")
         if sigma_by_genre:
-            sigma_creator = _own_sigmas(data, priors)[data.genre_idx]
+            sigma_creator = _own_sigmas(data.n_genres, priors)[genre_idx]
         else:
             sigma_creator = priors.sigma_creator.pymc("sigma_creator")
-        v = 1 / (sigma_creator**2 + data.se**2)
+        v = 1 / (sigma_creator**2 + se**2)
         weight = by_genre(v)
         mean = by_genre(v * effect_hat) / weight
-        residual = by_genre(pt.log(v) - v * (effect_hat - mean[data.genre_idx]) ** 2)
+        residual = by_genre(pt.log(v) - v * (effect_hat - mean[genre_idx]) ** 2)
         pm.Potential("within_genres", 0.5 * pt.sum(residual - pt.log(weight)))
-
         between_genres(mean, weight, sigma_genre, priors)
     return model
 
@@ -238,7 +246,7 @@ def between_genres(mean, weight, sigma_genre, priors: Priors):
     return mu_global
 
 
-def _own_sigmas(data: Estimates, priors: Priors):
+def _own_sigmas(n: int, priors: Priors):
     """Standard deviations by genre, sampled as their mean logarithm and deviations from it.
 
     The mean is what the data know well; how far sigma_creator lies from it is next to prior.
@@ -246,7 +254,6 @@ def _own_sigmas(data: Estimates, priors: Priors):
     import pymc as pm
     import pytensor.tensor as pt
 
-    n = data.n_genres
     spread = priors.sigma_spread.pymc("sigma_spread")
     mean = pm.Flat("log_sigma_mean")
     away = pm.Normal("log_sigma_away", 0, 1 / np.sqrt(n))
@@ -290,21 +297,27 @@ def _noncentered(data: Estimates, priors: Priors):
     return model
 
 
-def _sample(model, *, draws, tune, chains, random_seed, target_accept):
-    import pymc as pm
+def compile_model(model):
+    """Compile a PyMC model for `sample`; its data can be exchanged by ``with_data(…)``."""
+    import nutpie
 
-    with model:
-        return pm.sample(
-            draws,
-            tune=tune,
-            chains=chains,
-            random_seed=random_seed,
-            target_accept=target_accept,
-            nuts_sampler="nutpie",
-            progressbar=False,
-            quiet=True,
-            compute_convergence_checks=False,
-        )
+    return nutpie.compile_pymc_model(model)
+
+
+def sample(compiled, *, draws: int, tune: int, chains: int, random_seed: int, target_accept: float):
+    """Sample with nutpie's No-U-Turn sampler, on all cores and without a word."""
+    import nutpie
+
+    return nutpie.sample(
+        compiled,
+        draws=draws,
+        tune=tune,
+        chains=chains,
+        seed=random_seed,
+        target_accept=target_accept,
+        save_warmup=False,
+        progress_bar=False,
+    )
 
 
 def _draw_effects(data: Estimates, sampled, random_seed: int) -> dict[str, np.ndarray]:

@@ -27,7 +27,9 @@ from hbm.model import (
     _as_datatree,
     between_genres,
     check_sampling,
+    compile_model,
     fit_hierarchical_model,
+    sample,
 )
 from hbm.priors import Fixed, Priors
 from hbm.student import genre_centers, nodes_for, student_draws
@@ -84,8 +86,6 @@ def fit_hierarchical_model_robust(
     ValueError
         If the draws would not fit into memory.
     """
-    import nutpie
-
     validate_summaries(summaries)
     check_sampling(len(summaries), draws, tune, chains, target_accept)
     start = time.perf_counter()
@@ -98,14 +98,13 @@ def fit_hierarchical_model_robust(
         center=genre_centers(data)[0],
         reach=nodes.reach,
     )
-    sampled = nutpie.sample(
+    sampled = sample(
         model,
         draws=draws,
         tune=tune,
         chains=chains,
-        seed=random_seed,
+        random_seed=random_seed,
         target_accept=target_accept,
-        progress_bar=False,
     )
     found = sampled["posterior"].dataset
     posterior = {name: found[name].values for name in (*HYPERPARAMETERS, "nu", "mu_genre")}
@@ -135,9 +134,7 @@ def fit_hierarchical_model_robust(
 
 @lru_cache(maxsize=8)
 def _compiled(n_creators: int, n_genres: int, n_nodes: int, priors: Priors):
-    import nutpie
-
-    return nutpie.compile_pymc_model(_model(n_creators, n_genres, n_nodes, priors))
+    return compile_model(_model(n_creators, n_genres, n_nodes, priors))
 
 
 def _model(n_creators: int, n_genres: int, n_nodes: int, priors: Priors):

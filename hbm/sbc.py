@@ -26,7 +26,7 @@ from hbm.estimates import effect_cdf, mixture
 from hbm.exact.draws import draw_effects, hyper_cdf
 from hbm.gaussian import Estimates, Hyper, log_density, mixture_cdf
 from hbm.intervals import LEVEL
-from hbm.model import ENGINES, TARGET_ACCEPT, _draw_effects, _marginal, fit_hierarchical_model
+from hbm.model import ENGINES, fit_hierarchical_model
 from hbm.priors import Fixed, Priors
 from hbm.replicate import replicate
 from hbm.studies import simulate_summaries
@@ -130,9 +130,10 @@ def run_sbc(
     if engine == "exact":
         settings |= {"given": given, "given_priors": given_priors, "draws": draws}
         return _collect(replicate(_exact_replication, n_replications, seed=seed, **settings))
-    sample = _compile(given, given_priors, draws=draws, tune=tune, chains=chains)
-    # A compiled model stays in its process, and its chains are parallel already.
-    settings |= {"sample": sample, "jobs": 1}
+    settings |= {"given": given, "given_priors": given_priors}
+    settings |= {"draws": draws, "tune": tune, "chains": chains}
+    # The model is compiled once, in this process, and its chains are parallel already.
+    settings |= {"jobs": 1}
     return _collect(replicate(_nuts_replication, n_replications, seed=seed, **settings))
 
 
@@ -312,42 +313,26 @@ def _rank_exactly(rng, truth: _Joint, data, given, priors: Priors, draws: int):
     return ranks, {"ranked_draws": draws, "quadrature_error": idata.attrs["quadrature_error"]}
 
 
-def _compile(given: pd.DataFrame, priors: Priors, *, draws: int, tune: int, chains: int):
-    """Compile the marginal fit once; return a function of estimates and seed."""
-    import nutpie
-
-    given = validate_summaries(given.assign(effect_hat=0.0))
-    compiled = nutpie.compile_pymc_model(
-        _marginal(Estimates.from_frame(given), priors, as_data=True)
-    )
-
-    def sample(effect_hat: np.ndarray, seed: int):
-        data = Estimates.from_frame(given.assign(effect_hat=effect_hat))
-        sampled = nutpie.sample(
-            compiled.with_data(effect_hat=data.effect_hat),
-            draws=draws,
-            tune=tune,
-            chains=chains,
-            seed=seed,
-            target_accept=TARGET_ACCEPT["marginal"],
-            save_warmup=False,
-            progress_bar=False,
-        )
-        return sampled, _draw_effects(data, sampled, seed)
-
-    return sample
-
-
-def _nuts_replication(rng, *, design, priors, sample):
+def _nuts_replication(rng, *, design, priors, given, given_priors, draws, tune, chains):
     import arviz as az
     import xarray as xr
 
     truth, data = _simulate(rng, design, priors)
-    sampled, effects = sample(data["effect_hat"].to_numpy(), int(rng.integers(2**31)))
-    shape = effects["tau"].shape[:2]
-    flat = (effects[name].reshape(-1, effects[name].shape[-1]) for name in ("mu_genre", "tau"))
+    given = given.assign(effect_hat=data["effect_hat"])
+    sampled = fit_hierarchical_model(
+        given,
+        priors=given_priors,
+        draws=draws,
+        tune=tune,
+        chains=chains,
+        random_seed=int(rng.integers(2**31)),
+    )
+    posterior = sampled["posterior"].dataset
+    effects = (posterior[name].values for name in ("mu_genre", "tau"))
+    flat = (values.reshape(chains * draws, -1) for values in effects)
     true = _quantities(data, truth)
-    drawn = _quantities(data, _Joint(hyper_draws(sampled["posterior"].dataset), *flat))
+    drawn = _quantities(data, _Joint(hyper_draws(posterior), *flat))
+    shape = chains, draws
     drawn = xr.Dataset(
         {name: (("chain", "draw"), values.reshape(shape)) for name, values in drawn.items()}
     )

@@ -448,3 +448,21 @@ def platform(n_genres, n_creators, seed):
 def test_the_default_fit_is_green(n_genres, n_creators, seed):
     idata = fit_hierarchical_model(platform(n_genres, n_creators, seed))
     check_diagnostics(idata).raise_if_failed()
+
+
+def test_a_compiled_model_serves_other_data_of_its_shape(rng):
+    """The same draws, whether the model was compiled for these data or filled with them."""
+    from test_exact import simulated
+
+    from hbm import model
+
+    first, second = simulated(rng, [8, 5, 9]), simulated(rng, [4, 9, 9])
+    settings = {"draws": 60, "tune": 150, "chains": 2, "random_seed": 5}
+    model._compiled.cache_clear()
+    fresh = fit_hierarchical_model(second, **settings)
+    model._compiled.cache_clear()
+    fit_hierarchical_model(first, **settings)
+    filled = fit_hierarchical_model(second, **settings)
+    assert model._compiled.cache_info().hits == 1
+    for name in (*HYPER, "mu_genre", "tau"):
+        np.testing.assert_array_equal(filled["posterior"][name], fresh["posterior"][name])

@@ -9,8 +9,8 @@ from scipy import stats
 from hbm import planted, sbc
 from hbm.data import DataError
 from hbm.exact import draw_effects
-from hbm.gaussian import Estimates, Hyper
-from hbm.model import _marginal, fit_hierarchical_model
+from hbm.gaussian import Hyper
+from hbm.model import fit_hierarchical_model
 from hbm.planted import FAULTS, scaled_se, smallest_detectable_error
 from hbm.priors import Fixed, HalfCauchy, Normal, Priors
 from hbm.sbc import QUANTITIES, Calibration, run_sbc, run_user_sbc, sbc_verdicts
@@ -262,38 +262,22 @@ def test_the_model_is_compiled_once(sampled, compiled):
     assert len(compiled) == 1
 
 
-def test_data_in_place_of_constants_change_no_draw(design, sampled, compiled):
-    import nutpie
-
-    model = _marginal(Estimates.from_frame(design), Priors())
-    assert not model.data_vars
-    settings = {"draws": 80, "tune": 200, "chains": 2, "seed": 5, "progress_bar": False}
-    constant = nutpie.sample(nutpie.compile_pymc_model(model), **settings)
-    effect_hat = Estimates.from_frame(design).effect_hat
-    exchanged = nutpie.sample(compiled[0].with_data(effect_hat=effect_hat), **settings)
-    for name in ("mu_global", "sigma_genre", "sigma_creator"):
-        np.testing.assert_array_equal(exchanged["posterior"][name], constant["posterior"][name])
-
-
-def test_draws_are_thinned_to_effectively_independent_ones(design):
+def test_draws_are_thinned_to_effectively_independent_ones(design, monkeypatch):
     """Exact draws, each repeated five times: ranks among all would be those of a fifth."""
     import xarray as xr
 
-    data = sbc._as_design(design)
-
-    def sticky(effect_hat, seed):
-        frame = data.assign(effect_hat=effect_hat)
+    def sticky(frame, *, random_seed, **settings):
         idata = fit_hierarchical_model(frame, engine="exact", draws=0)
-        drawn = draw_effects(idata, draws=100, chains=4, random_seed=seed)
+        drawn = draw_effects(idata, draws=100, chains=4, random_seed=random_seed)
         drawn = drawn.isel(draw=np.repeat(np.arange(100), 5))
         stats_ = xr.Dataset({"diverging": (("chain", "draw"), np.zeros((4, 500), bool))})
-        tree = xr.DataTree.from_dict({"posterior": drawn, "sample_stats": stats_})
-        return tree, {name: drawn[name].values for name in ("mu_genre", "tau")}
+        return xr.DataTree.from_dict({"posterior": drawn, "sample_stats": stats_})
 
-    rng = np.random.default_rng(2)
-    fits = [
-        sbc._nuts_replication(rng, design=data, priors=Priors(), sample=sticky)[1] for _ in range(5)
-    ]
+    monkeypatch.setattr(sbc, "fit_hierarchical_model", sticky)
+    data, rng = sbc._as_design(design), np.random.default_rng(2)
+    settings = {"design": data, "given": data, "draws": 500, "tune": 1, "chains": 4}
+    settings |= {"priors": Priors(), "given_priors": Priors()}
+    fits = [sbc._nuts_replication(rng, **settings)[1] for _ in range(5)]
     for fit in fits:
         assert 200 < fit["min_ess"] < 500
         assert fit["ranked_draws"] <= fit["min_ess"] + 4
