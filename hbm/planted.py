@@ -20,6 +20,9 @@ _IGNORED = 1e3
 #: Simulated runs from which a power is estimated.
 _SETS = 300
 
+#: Normal score beyond which a rank lies in the tails.
+_TAIL = 2.0
+
 
 def variance_for_sd(design: pd.DataFrame, priors: Priors):
     """Give the fit the square of each standard error."""
@@ -77,7 +80,7 @@ FAULTS: dict[str, Fault] = {
 
 def smallest_detectable_error(
     design: pd.DataFrame,
-    factors: tuple[float, ...] = (1.01, 1.05, 1.2, 1.6),
+    factors: tuple[float, ...] = (1.01, 1.05, 1.2, 1.5, 2.0),
     *,
     n_pairs: int = 200,
     n_replications: int = 1000,
@@ -88,9 +91,11 @@ def smallest_detectable_error(
     """Measure by how much standard errors have to be too large to be noticed by `run_sbc`.
 
     The same replications are run without the error and with it, and what it does to a rank
-    is carried over to simulated uniform ranks: each is moved, on the normal scale, as its
-    nearest neighbour among the pairs was. So power does not hang on the luck of the pairs' own
-    ranks. Between the factors moves are interpolated along log(factor).
+    is carried over to simulated uniform ranks: on the normal scale each is shifted and
+    stretched as the pairs were (least squares), and moved as one of them, at random, was moved
+    beyond that. So power does not hang on the luck of the pairs' own ranks. Pairs in the tails
+    are left out, where a rank among few draws jumps. Between the factors moves are interpolated
+    along log(factor).
 
     Parameters
     ----------
@@ -112,26 +117,26 @@ def smallest_detectable_error(
     DataFrame
         One row a quantity: ``quantity, error`` (factor - 1 at which the power is reached;
         missing where the largest factor does not reach it) and ``error_se``, its Monte Carlo
-        error by a jackknife over tenths of the pairs.
+        error by a jackknife over tenths of the pairs and of the simulated runs (missing where
+        the largest factor reaches it only just).
     """
     right, *wrong = (
         run_sbc(design, n_pairs, fault=fault, priors=priors, seed=seed).ranks
         for fault in (None, *(partial(scaled_se, factor=factor) for factor in factors))
     )
     log_factors = np.log([1.0, *factors])
-    scores = ndtri(np.random.default_rng(seed).random((_SETS, n_replications)))
-    tenth = np.arange(n_pairs) % 10
+    scores = np.random.default_rng(seed).standard_normal((_SETS, n_replications))
+    pair, simulated = np.arange(n_pairs) % 10, np.arange(_SETS) % 10
     rows = []
     for name in right:
-        order = np.argsort(right[name].to_numpy())
-        pairs = np.array([_normal_score(frame[name])[order] for frame in [right, *wrong]])
-
-        def error(kept, pairs=pairs):
-            return _error_with_power(log_factors, pairs[:, kept], scores, power)
-
-        estimate = error(tenth >= 0)
-        parts = [error(tenth != k) for k in range(10)] if np.isfinite(estimate) else [np.nan]
-        rows.append((name, estimate, np.sqrt(9.0 * np.var(parts))))
+        pairs = np.array([_normal_score(frame[name]) for frame in [right, *wrong]])
+        error = _error_with_power(log_factors, pairs, scores, power)
+        without = range(10) if np.isfinite(error) else ()
+        parts = [
+            _error_with_power(log_factors, pairs[:, pair != k], scores[simulated != k], power)
+            for k in without
+        ]
+        rows.append((name, error, np.sqrt(9.0 * np.var(parts)) if parts else np.nan))
     return pd.DataFrame(rows, columns=["quantity", "error", "error_se"])
 
 
@@ -142,19 +147,24 @@ def _normal_score(rank: pd.Series) -> np.ndarray:
 def _error_with_power(log_factors, pairs: np.ndarray, scores: np.ndarray, power: float) -> float:
     """Return the factor - 1 at which uniform ranks, moved as those of the pairs, are noticed.
 
-    `pairs` has the shape (factor, pair), each pair's normal scores, ascending for no error;
-    `scores`, of uniform ranks, the shape (set, replication).
+    `pairs` has the shape (factor, pair), the normal scores of each pair's ranks; `scores`, those
+    of uniform ranks, the shape (set, replication).
     """
-    between = (pairs[0, 1:] + pairs[0, :-1]) / 2
-    nearest = np.searchsorted(between, scores)
+    pairs = pairs[:, np.abs(pairs[0]) < _TAIL]
     moves = pairs - pairs[0]
+    slope, level = np.polyfit(pairs[0], moves.T, 1)
+    beyond = moves - level[:, None] - slope[:, None] * pairs[0]
+    picked = np.random.default_rng(0).integers(pairs.shape[1], size=scores.shape)
 
     def reached(log_factor: float) -> bool:
         above = np.clip(np.searchsorted(log_factors, log_factor), 1, len(log_factors) - 1)
-        low, high = log_factors[above - 1], log_factors[above]
-        share = (log_factor - low) / (high - low)
-        move = (1 - share) * moves[above - 1] + share * moves[above]
-        return _share_outside(ndtr(scores + move[nearest])) >= power
+        share = (log_factor - log_factors[above - 1]) / (
+            log_factors[above] - log_factors[above - 1]
+        )
+        a, b, c = (
+            (1 - share) * part[above - 1] + share * part[above] for part in (level, slope, beyond)
+        )
+        return _share_outside(ndtr(scores + a + b * scores + c[picked])) >= power
 
     low, high = 0.0, log_factors[-1]
     if not reached(high):

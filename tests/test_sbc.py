@@ -337,25 +337,30 @@ def test_right_posteriors_pass_as_often_as_they_should(rng):
 def test_the_smallest_detectable_error_is_detected_with_the_power_it_should(monkeypatch, kind):
     """With errors whose effect on ranks is known, power is measured at what is returned."""
 
-    def moved(score, log_factor):
-        return score + 3 * log_factor if kind == "shift" else score * np.exp(-log_factor)
+    def moved(score, log_factor, rng):
+        """The same error hits some replications harder, and ranks are those among 250 draws."""
+        strength = log_factor * rng.normal(1.0, 0.5, score.shape)
+        score = score + 3 * strength if kind == "shift" else score * np.exp(-strength)
+        rank = np.floor(251 * stats.norm.cdf(score))
+        return (rank + rng.random(score.shape)) / 251
 
     def known(design, n, *, fault, priors, seed):
-        score = np.random.default_rng(seed).normal(size=(n, len(QUANTITIES)))
+        rng = np.random.default_rng(seed)
+        score = rng.normal(size=(n, len(QUANTITIES)))
         log_factor = np.log(fault.keywords["factor"]) if fault else 0.0
-        score[:, 1:] = moved(score[:, 1:], log_factor)  # the first is not touched
-        ranks = pd.DataFrame(stats.norm.cdf(score), columns=list(QUANTITIES))
-        return Calibration(ranks, pd.DataFrame())
+        ranks = moved(score, np.append(0.0, np.full(len(QUANTITIES) - 1, log_factor)), rng)
+        return Calibration(pd.DataFrame(ranks, columns=list(QUANTITIES)), pd.DataFrame())
 
     monkeypatch.setattr(planted, "run_sbc", known)
     factors = (1.02, 1.05, 1.1, 1.3)
     table = smallest_detectable_error(None, factors, n_pairs=200, n_replications=400)
     assert np.isnan(table.loc[0, "error"])
-    fresh = np.random.default_rng(99).normal(size=(1000, 400))
+    rng = np.random.default_rng(99)
     for row in table[1:].itertuples():
-        power = planted._share_outside(stats.norm.cdf(moved(fresh, np.log1p(row.error))))
-        # In units of the error, power rises by about 0.8 from nothing to what is detected.
-        tolerance = 0.8 * row.error_se / row.error + np.sqrt(0.16 / planted._SETS + 0.16 / 1000)
+        fresh = moved(rng.normal(size=(1000, 400)), np.log1p(row.error), rng)
+        power = planted._share_outside(fresh)
+        # The power at an error of this relative size rises by about 1.3 times that size.
+        tolerance = np.hypot(1.3 * row.error_se / row.error, np.sqrt(0.16 / 1000))
         assert abs(power - 0.8) < K * tolerance, row
 
 
