@@ -7,10 +7,12 @@ loaded when the name is first used, so ``import hbm`` itself costs next to nothi
 from importlib import import_module
 
 _PUBLIC = {
+    "checks": "DataError",
     "data": (
-        "DataError generate_experiment_data incomplete_creators read_users summarize_arms "
+        "generate_experiment_data incomplete_creators read_users summarize_arms "
         "summarize_creators validate_users"
     ),
+    "warehouse": "arms_from_warehouse",
     "baselines": (
         "complete_pooling_estimates empirical_bayes_estimates james_stein_estimates "
         "no_pooling_estimates"

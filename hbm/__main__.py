@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from hbm.data import DataError, read_users
+from hbm.checks import DataError
+from hbm.data import read_users
 from hbm.diagnostics import DiagnosticsError
 from hbm.readout import ReadoutReport, readout_report
+from hbm.warehouse import arms_from_warehouse
 
 #: Exit codes: the table or a setting is wrong; the fit cannot be trusted; nowhere to write.
 BAD_INPUT, BAD_FIT, BAD_OUTPUT = 2, 3, 4
@@ -42,7 +44,8 @@ def _parser() -> argparse.ArgumentParser:
         description=(
             "Read a users' table (.csv, .csv.gz or .parquet with the columns creator_id, genre, "
             "group, revenue; group is treatment or control), fit the hierarchical model and "
-            "write one row a creator as CSV. Exit code 2: the table breaks a rule, and the "
+            "write one row a creator as CSV. Parquet, and a folder or quoted pattern of files, "
+            "may be larger than memory. Exit code 2: the table breaks a rule, and the "
             "message says which. Exit code 3: the fit cannot be trusted. Exit code 4: the output "
             "cannot be written."
         ),
@@ -67,16 +70,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _readout(given: argparse.Namespace) -> int:
-    users = read_users(given.data)
+    data = _load(given.data, given.cluster)
     report = readout_report(
-        users,
+        data,
         cluster=given.cluster,
         cluster_variance=given.cluster_variance,
         expected_share=given.expected_share,
     )
     _write_csv(report.readouts, Path(given.output))
-    _say(report, given.output, len(users))
+    n_users = len(data) if "revenue" in data else data[["n_treatment", "n_control"]].sum().sum()
+    _say(report, given.output, n_users)
     return 0
+
+
+def _load(path: str, cluster: str | None) -> pd.DataFrame:
+    """Return users; or only the arms where these do and the table may be larger than memory."""
+    one_csv = Path(path).is_file() and path.lower().endswith((".csv", ".csv.gz"))
+    return read_users(path) if cluster or one_csv else arms_from_warehouse(path)
 
 
 def _say(report: ReadoutReport, output: str, n_users: int) -> None:

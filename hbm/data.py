@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from hbm import variance as _variance
+from hbm.checks import FIRST, DataError, refuse, require_columns
 
 #: The five genres of the simulated platform.
 GENRES = ("comedy", "music", "gaming", "education", "lifestyle")
@@ -21,12 +22,8 @@ SIZE_MIXTURE = ((0.40, 30, 100), (0.35, 100, 500), (0.25, 500, 5000))
 #: The two arms.
 GROUPS = ("control", "treatment")
 
-_REQUIRED = ("creator_id", "genre", "group", "revenue")
-_FIRST = 5
-
-
-class DataError(ValueError):
-    """The table breaks a rule; the message names column, rule and first offenders."""
+#: The columns of a users frame.
+USER_COLUMNS = ("creator_id", "genre", "group", "revenue")
 
 
 def generate_experiment_data(
@@ -203,64 +200,31 @@ def validate_users(users: pd.DataFrame, *, source: str = "users") -> pd.DataFram
     DataError
         Names column, rule, number of offending rows and first offending creators.
     """
-    require_columns(users, _REQUIRED, source)
+    require_columns(users, USER_COLUMNS, source)
     if users.empty:
         raise DataError(f"{source}: the table has no rows")
     for column in ("creator_id", "genre", "group"):
-        _refuse(users, users[column].isna(), column, "must not be missing", source)
-    _refuse(users, ~users["group"].isin(GROUPS), "group", f"must be one of {GROUPS}", source)
+        refuse(users, users[column].isna(), column, "must not be missing", source)
+    refuse(users, ~users["group"].isin(GROUPS), "group", f"must be one of {GROUPS}", source)
     revenue = users["revenue"]
     if not _is_real(revenue):
         wrong = pd.to_numeric(revenue, errors="coerce").isna() & revenue.notna()
-        _refuse(users, wrong | revenue.isna(), "revenue", "must be a number", source)
+        refuse(users, wrong | revenue.isna(), "revenue", "must be a number", source)
         raise DataError(f"{source}: column 'revenue' must be numeric, its type is {revenue.dtype}")
     finite = np.isfinite(revenue.to_numpy(float, na_value=np.nan))
-    _refuse(users, ~finite, "revenue", "must be finite", source)
+    refuse(users, ~finite, "revenue", "must be finite", source)
     pairs = users[["creator_id", "genre"]].drop_duplicates()
     twice = pairs["creator_id"].duplicated(keep=False)
-    _refuse(pairs, twice, "genre", "must be the same for all users of a creator", source)
+    refuse(pairs, twice, "genre", "must be the same for all users of a creator", source)
     if "user_id" in users:
         again = users.duplicated(["creator_id", "user_id"], keep=False)
-        _refuse(users, again, "user_id", "must not repeat within a creator", source)
+        refuse(users, again, "user_id", "must not repeat within a creator", source)
     return users
 
 
 def _is_real(values: pd.Series) -> bool:
     types = pd.api.types
     return types.is_float_dtype(values.dtype) or types.is_integer_dtype(values.dtype)
-
-
-def require_columns(frame: pd.DataFrame, columns: Sequence[str], source: str) -> None:
-    """Raise a `DataError` unless each column is there once; it names those that are."""
-    if not isinstance(frame, pd.DataFrame):
-        raise DataError(f"{source}: a pandas DataFrame is needed, got {type(frame).__name__}")
-    twice = [column for column in columns if (frame.columns == column).sum() > 1]
-    if twice:
-        raise DataError(f"{source}: more than one column is called {', '.join(twice)}")
-    missing = [column for column in columns if column not in frame.columns]
-    if missing:
-        there = ", ".join(map(str, frame.columns)) or "none"
-        raise DataError(
-            f"{source}: missing column{'s' * (len(missing) > 1)} {', '.join(missing)}; "
-            f"columns found: {there}"
-        )
-
-
-def _refuse(frame: pd.DataFrame, wrong, column: str, rule: str, source: str) -> None:
-    """Raise if any row is marked wrong, naming the first offenders with their values."""
-    wrong = np.asarray(wrong, dtype=bool)
-    if not wrong.any():
-        return
-    first = (
-        frame.loc[wrong, list(dict.fromkeys(["creator_id", column]))].drop_duplicates().head(_FIRST)
-    )
-    shown = ", ".join(
-        f"{creator!r}" + "".join(f" ({value!r})" for value in values)
-        for creator, *values in first.itertuples(index=False)
-    )
-    count = int(wrong.sum())
-    rows = "1 row breaks" if count == 1 else f"{count:,} rows break"
-    raise DataError(f"{source}: column '{column}' {rule}; {rows} it, first creators: {shown}")
 
 
 def summarize_arms(users: pd.DataFrame) -> pd.DataFrame:
@@ -289,17 +253,24 @@ def summarize_arms(users: pd.DataFrame) -> pd.DataFrame:
     columns = {name: users[name].array for name in ("creator_id", "group", "genre")}
     users = pd.DataFrame({**columns, "revenue": users["revenue"].to_numpy(float)}, copy=False)
     by_arm = users.groupby(["creator_id", "group"], observed=True)["revenue"]
-    moments = by_arm.agg(n="size", mean="mean", var="var").unstack("group")
+    genre = users.drop_duplicates("creator_id").set_index("creator_id")["genre"]
+    return arrange_arms(by_arm.agg(n="size", mean="mean", var="var"), genre)
+
+
+def arrange_arms(moments: pd.DataFrame, genre: pd.Series) -> pd.DataFrame:
+    """Put the arms of `summarize_arms` side by side.
+
+    `moments` holds ``n, mean, var`` by ``creator_id, group``; `genre` stands by ``creator_id``.
+    """
+    moments = moments.unstack("group")
     moments.columns = [f"{moment}_{group}" for moment, group in moments.columns]
     arms = moments.reindex(columns=[f"{m}_{g}" for m in ("n", "mean", "var") for g in GROUPS])
     counts = ["n_control", "n_treatment"]
     arms[counts] = arms[counts].fillna(0).astype(np.int64)
-    genre = users.drop_duplicates("creator_id").set_index("creator_id")["genre"]
     genre = genre.reindex(arms.index)
-    if isinstance(genre.dtype, pd.CategoricalDtype):
-        genre = genre.cat.remove_unused_categories()
-    else:
+    if not isinstance(genre.dtype, pd.CategoricalDtype):
         genre = genre.astype("category")
+    genre = genre.cat.remove_unused_categories()
     arms.insert(0, "genre", genre.astype(object))
     arms.insert(1, "genre_idx", genre.cat.codes.astype(np.int64))
     arms = arms.reset_index()
@@ -386,7 +357,7 @@ def summarize_creators(
     arms = _as_arms(users)
     few = incomplete_creators(arms)
     if len(few) and incomplete == "raise":
-        first = ", ".join(f"{r.creator_id!r} ({r.reason})" for r in few.head(_FIRST).itertuples())
+        first = ", ".join(f"{r.creator_id!r} ({r.reason})" for r in few.head(FIRST).itertuples())
         raise DataError(
             f"users: {len(few):,} creators have fewer than two users in an arm, first: {first}; "
             "incomplete='exclude' sets them aside, incomplete_creators(users) lists them"
@@ -425,11 +396,11 @@ def _cluster_errors(
     if "n_treatment" in users:
         raise DataError(f"users: column '{cluster}' needs one row a user, not arms")
     require_columns(users, (cluster,), "users")
-    _refuse(users, users[cluster].isna(), cluster, "must not be missing", "users")
+    refuse(users, users[cluster].isna(), cluster, "must not be missing", "users")
     kept = users[users["creator_id"].isin(arms["creator_id"])]
     in_arms = kept[["creator_id", "group", cluster]].drop_duplicates()
     both = in_arms.duplicated(["creator_id", cluster], keep=False)
-    _refuse(in_arms, both, cluster, "must lie within one arm of a creator", "users")
+    refuse(in_arms, both, cluster, "must lie within one arm of a creator", "users")
     clusters = (
         kept.groupby(["creator_id", "group", cluster], observed=True)["revenue"]
         .agg(n="size", mean="mean", var="var")
@@ -468,22 +439,22 @@ def validate_summaries(summaries: pd.DataFrame) -> pd.DataFrame:
     if summaries.empty:
         raise DataError(f"{source}: the table has no rows")
     ids = summaries["creator_id"]
-    _refuse(summaries, ids.isna(), "creator_id", "must not be missing", source)
-    _refuse(summaries, ids.duplicated(keep=False), "creator_id", "must be unique", source)
+    refuse(summaries, ids.isna(), "creator_id", "must not be missing", source)
+    refuse(summaries, ids.duplicated(keep=False), "creator_id", "must be unique", source)
     for column in ("genre_idx", "effect_hat", "se"):
         if not _is_real(summaries[column]):
             dtype = summaries[column].dtype
             raise DataError(f"{source}: column '{column}' must be numeric, its type is {dtype}")
         values = summaries[column].to_numpy(float, na_value=np.nan)
-        _refuse(summaries, ~np.isfinite(values), column, "must be a finite number", source)
-    _refuse(summaries, summaries["se"] <= 0, "se", "must be greater than 0", source)
+        refuse(summaries, ~np.isfinite(values), column, "must be a finite number", source)
+    refuse(summaries, summaries["se"] <= 0, "se", "must be greater than 0", source)
     idx = summaries["genre_idx"].to_numpy(float)
-    _refuse(summaries, (idx < 0) | (idx % 1 != 0), "genre_idx", "must be 0, 1, 2, …", source)
+    refuse(summaries, (idx < 0) | (idx % 1 != 0), "genre_idx", "must be 0, 1, 2, …", source)
     empty = np.setdiff1d(np.arange(idx.max() + 1), idx).astype(int)
     if len(empty):
         raise DataError(
             f"{source}: column 'genre_idx' must have no gaps; without a creator: "
-            f"{', '.join(map(str, empty[:_FIRST]))}"
+            f"{', '.join(map(str, empty[:FIRST]))}"
         )
     if "genre" in summaries and not _one_to_one(summaries["genre"], idx.astype(int)):
         names = summaries.groupby("genre_idx")["genre"].nunique(dropna=False)

@@ -30,7 +30,9 @@ ORDER = [
     "gaussian",
     "variance",
     "student",
+    "checks",
     "data",
+    "warehouse",
     "baselines",
     "diagnostics",
     "exact.likelihood",
@@ -68,7 +70,18 @@ ORDER = [
 FIGURES = {name for name in SOURCES if name.split(".")[0] == "plots"}
 
 #: Libraries that take seconds to import, and are imported where they are used.
-HEAVY = {"pymc", "pytensor", "arviz", "nutpie", "numba", "matplotlib", "seaborn", "pandera"}
+HEAVY = {
+    "pymc",
+    "pytensor",
+    "arviz",
+    "nutpie",
+    "numba",
+    "matplotlib",
+    "seaborn",
+    "pandera",
+    "ibis",
+    "duckdb",
+}
 
 
 def imports(source):
