@@ -63,6 +63,7 @@ ORDER = [
     "plots.studies",
     "plots.calibration",
     "plots.robust",
+    "plots.scale",
     "plots",
 ]
 

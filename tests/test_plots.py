@@ -99,6 +99,14 @@ def build(genres, n_creators_per_genre):
         halves=halves,
         pit=rng.uniform(size=len(plain)),
         ranks=pd.DataFrame(rng.uniform(size=(60, len(QUANTITIES))), columns=list(QUANTITIES)),
+        times=pd.DataFrame(
+            {
+                "size": [100, 10_000, 1_000_000],
+                "median": [0.01, 0.03, 2.0],
+                "smallest": [0.01, 0.02, 1.9],
+                "largest": [0.02, 0.05, 2.4],
+            }
+        ),
     )
 
 
@@ -122,9 +130,10 @@ FIGURES = {
     "halves": lambda d: plots.plot_halves(d.halves),
     "loo_pit": lambda d: plots.plot_loo_pit(d.pit),
     "sbc": lambda d: plots.plot_sbc({"one": d.ranks, "other": d.ranks, "third": d.ranks[:40]}),
+    "scaling": lambda d: plots.plot_scaling({"exact": d.times}, {"a fit by NUTS": (500, 40.0)}),
 }
 #: Figures without an effect on an axis.
-UNITLESS = {"sample_sizes", "rank", "coverage_by_distance", "loo_pit", "sbc"}
+UNITLESS = {"sample_sizes", "rank", "coverage_by_distance", "loo_pit", "sbc", "scaling"}
 
 
 @pytest.fixture(scope="module")
@@ -704,3 +713,21 @@ def test_sbc_plot_has_the_band_that_belongs_to_the_verdicts():
         assert "a title\n300 replications" in ax.get_title()
     assert True in verdicts
     assert False in verdicts
+
+
+def test_scaling_plot_shows_times_ranges_and_proportion(data):
+    fig = plots.plot_scaling({"exact": data.times}, {"a fit by NUTS": (500, 40.0)})
+    (ax,) = fig.axes
+    assert ax.get_xscale() == ax.get_yscale() == "log"
+    drawn = {line.get_label(): line.get_xydata() for line in ax.get_lines()}
+    (measured,) = (container.lines for container in ax.containers)
+    np.testing.assert_array_equal(measured[0].get_xydata(), data.times[["size", "median"]])
+    bars = np.array([segment[:, 1] for segment in measured[2][0].get_segments()])
+    np.testing.assert_allclose(bars, data.times[["smallest", "largest"]])
+    (start, first), (end, last) = drawn["the same for each creator"]
+    assert (start, end, last) == (100, 1_000_000, 2.0)
+    assert last / first == pytest.approx(end / start)
+    np.testing.assert_array_equal(drawn["a fit by NUTS"], [[500, 40]])
+    low, high = ax.get_ylim()
+    assert low < 0.01
+    assert high > 40

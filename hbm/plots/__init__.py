@@ -29,6 +29,7 @@ from hbm.plots.posterior import (
 )
 from hbm.plots.robust import plot_outlier
 from hbm.plots.studies import plot_standard_errors
+from hbm.plots.scale import plot_scaling
 
 __all__ = [
     "enable_themes",
@@ -47,6 +48,7 @@ __all__ = [
     "plot_readouts",
     "plot_sample_sizes",
     "plot_sbc",
+    "plot_scaling",
     "plot_shrinkage",
     "plot_standard_errors",
     "plot_trace",
