@@ -75,8 +75,13 @@ def _measured(fit, summaries, length: dict[str, int]) -> dict:
         "ess_per_second": ess / sampling,
         "rhat": rhat,
         "divergences": divergences,
-        "failed": bool(divergences or not rhat <= MAX_RHAT),
+        "failed": has_failed(divergences, rhat),
     }
+
+
+def has_failed(divergences: int, rhat: float) -> bool:
+    """Say whether a fit cannot be used."""
+    return bool(divergences or not rhat <= MAX_RHAT)
 
 
 @contextmanager

@@ -276,7 +276,8 @@ def arrange_arms(moments: pd.DataFrame, genre: pd.Series) -> pd.DataFrame:
     arms = arms.reset_index()
     if isinstance(arms["creator_id"].dtype, pd.CategoricalDtype):
         arms["creator_id"] = arms["creator_id"].astype(arms["creator_id"].cat.categories.dtype)
-        arms = arms.sort_values("creator_id", ignore_index=True)
+        if not arms["creator_id"].is_monotonic_increasing:
+            arms = arms.sort_values("creator_id", ignore_index=True)
     return arms
 
 
@@ -328,7 +329,8 @@ def summarize_creators(
     Parameters
     ----------
     users : DataFrame
-        One row a user; or the arms of `summarize_arms`, for tables too large to load.
+        One row a user; or their arms (`summarize_arms`; of tables too large to load,
+        `hbm.arms_from_warehouse`).
     variance : {"welch", "moderated", "pooled"}
         Where the standard error comes from: `hbm.variance.standard_errors`.
     incomplete : {"raise", "exclude"}

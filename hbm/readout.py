@@ -88,7 +88,7 @@ def creator_readouts(data: pd.DataFrame, **settings: Any) -> pd.DataFrame:
     Parameters
     ----------
     data : DataFrame
-        A users frame or a summaries frame.
+        A users frame, its arms, or a summaries frame.
     **settings
         As for `readout_report`.
 
@@ -130,7 +130,8 @@ def readout_report(
     Parameters
     ----------
     data : DataFrame
-        A users frame, the arms of `hbm.summarize_arms`, or a summaries frame.
+        A users frame, its arms (`hbm.summarize_arms`, `hbm.arms_from_warehouse`), or a summaries
+        frame.
     variance : {"pooled", "moderated", "welch"}
         Standard errors: `hbm.summarize_creators`. Not used for summaries.
     cluster, cluster_variance

@@ -83,6 +83,7 @@ def _read_files(pattern: str | Path, name: str):
     if all(Path(path).stat().st_size == 0 for path in files):
         raise DataError(f"{name}: the file is empty")
     engine = ibis.duckdb.connect()
+    engine.raw_sql("SET enable_progress_bar = false")
     if kinds == {"parquet"}:
         return engine.read_parquet(files, union_by_name=True)
     # As text, so that ids stay what they are and a wrong number can be named.
@@ -114,9 +115,10 @@ def _arms(table, source: str) -> pd.DataFrame:
         "var": lambda users: users.revenue.var(how="sample"),
     }
     cells = table.mutate(revenue=finite).group_by(_KEYS).aggregate(**moments).to_pandas()
+    # Numbered once: every step that follows would look up all ids again.
+    cells = cells.infer_objects().astype({"creator_id": "category"})
     _check(cells, table, revenue, source)
-    cells = cells.infer_objects()
-    genre = cells.drop_duplicates("creator_id").set_index("creator_id")["genre"].sort_index()
+    genre = cells.drop_duplicates("creator_id").set_index("creator_id")["genre"]
     by_arm = cells.set_index(["creator_id", "group"])[["n", "mean", "var"]]
     return arrange_arms(by_arm, genre)
 
@@ -142,7 +144,6 @@ def _check(cells: pd.DataFrame, table, revenue, source: str) -> None:
     """Check the cells (creator, genre and group) as `validate_users` checks the users."""
     if cells.empty:
         raise DataError(f"{source}: the table has no rows")
-    cells = cells.sort_values("creator_id", kind="stable")
     for column in _KEYS:
         _refuse_cells(cells, cells[column].isna(), column, "must not be missing", source)
     unknown = ~cells["group"].isin(GROUPS)
@@ -153,10 +154,9 @@ def _check(cells: pd.DataFrame, table, revenue, source: str) -> None:
         wrong = revenue.isnull() | ~_is_finite(revenue)
         _refuse_rows(table, wrong, "revenue", "must be finite", source)
     pairs = cells[["creator_id", "genre"]].drop_duplicates()
-    twice = pairs[pairs["creator_id"].duplicated(keep=False)]
-    if len(twice):
-        rule = "must be the same for all users of a creator"
-        raise refusal(twice, len(twice), "genre", rule, source)
+    twice = pairs[pairs["creator_id"].duplicated(keep=False)].assign(n=1)
+    rule = "must be the same for all users of a creator"
+    _refuse_cells(twice, twice["n"] > 0, "genre", rule, source)
     if "user_id" in table.columns:
         rule = "must not repeat within a creator"
         seen = table.group_by(["creator_id", "user_id"]).aggregate(n=lambda users: users.count())
@@ -167,8 +167,8 @@ def _refuse_cells(cells: pd.DataFrame, wrong, column: str, rule: str, source: st
     """Raise if any cell is marked wrong; the rows that count are its users."""
     if wrong.any():
         named = list(dict.fromkeys(["creator_id", column]))
-        count = int(cells.loc[wrong, "n"].sum())
-        raise refusal(cells.loc[wrong, named], count, column, rule, source)
+        cells = cells[wrong].sort_values(named)
+        raise refusal(cells[named], int(cells["n"].sum()), column, rule, source)
 
 
 def _refuse_rows(table, wrong, column: str, rule: str, source: str) -> None:

@@ -127,7 +127,8 @@ def fingerprint(project, chapter, todo):
     digest.update(repr((sys.version, code, chapter.meta)).encode())
     for name in sorted(set(listed)):
         path = project.root / name
-        if path.is_file() and (path.suffix == ".py" or name.split("/")[0] not in packages):
+        inside = name.split("/")[0] in packages
+        if path.is_file() and (not inside or path.suffix in (".py", ".csv", ".json")):
             digest.update(name.encode() + path.read_bytes())
     return digest.hexdigest()
 

@@ -417,6 +417,8 @@ def test_cells_run_again_when_the_package_changes(tmp_path):
     write(tmp_path, {"pkg/__init__.py": "x = 12345"})
     assert "kept" not in offline(tmp_path)
     assert "12345" in (tmp_path / "out/index.html").read_text()
+    write(tmp_path, {"pkg/table.csv": "a table that a cell may read"})
+    assert "kept" not in offline(tmp_path)
 
 
 def test_parameters(tmp_path):
