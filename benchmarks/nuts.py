@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from unittest import mock
 
 import numpy as np
+from tqdm import tqdm
 
 from benchmarks.measure import in_fresh_process, row
 
@@ -53,7 +54,8 @@ def fits(case: str, n_sets: int, quick: bool) -> list[dict]:
     shape = {"n_creators_per_genre": 5} if quick else {}
     length = {"draws": 50, "tune": 50} if quick else {"draws": 2000, "tune": 1000}
     fit(simulate_summaries(1000, **shape)[0], draws=10, tune=10)
-    return [_measured(fit, simulate_summaries(seed, **shape)[0], length) for seed in range(n_sets)]
+    seeds = tqdm(range(n_sets), desc=case, disable=None)  # shown in a terminal only
+    return [_measured(fit, simulate_summaries(seed, **shape)[0], length) for seed in seeds]
 
 
 def _measured(fit, summaries, length: dict[str, int]) -> dict:

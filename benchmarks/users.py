@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,7 @@ def rows(quick: bool):
             raise AssertionError(f"{case} finds another mean effect of {number:,} users")
         yield row("users", case, number, "users to summaries", "s", [seconds])
         yield row("users", case, number, "peak memory", "MB", [memory])
+    shutil.rmtree(folder)
 
 
 def make(folder: str, n_users: int, creators: int) -> float:
