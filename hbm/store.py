@@ -105,11 +105,11 @@ def kept(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 def records() -> list[dict[str, Any]]:
     """Return what the JSON files say of the results that the code, as it stands, would use.
 
-    Results of code or of library versions that have changed since are left out.
+    Results of code or of library versions that have changed since, or are gone, are left out.
     """
     found = []
     for path in sorted(store_dir().glob("*.json")):
-        with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
+        with contextlib.suppress(OSError, ValueError, KeyError, AttributeError, ImportError):
             record = json.loads(path.read_text("utf-8"))
             module, _, name = record["function"].rpartition(".")
             if record["state"] == _state(module, name):

@@ -464,6 +464,16 @@ def test_records_skip_what_is_no_description(package, folder):
     assert len(records()) == 1
 
 
+def test_records_leave_out_what_code_that_is_gone_computed(package, folder):
+    kept(package.study.run, 4)
+    (path,) = folder.glob("*.json")
+    record = json.loads(path.read_text("utf-8"))
+    gone = record | {"function": record["function"].replace(".study.", ".gone.")}
+    assert gone != record
+    (folder / "a.json").write_text(json.dumps(gone))
+    assert records() == [record]
+
+
 def test_records_leave_out_what_other_versions_computed(package, monkeypatch):
     kept(package.study.run, 4)
     assert len(records()) == 1

@@ -28,8 +28,8 @@ from hbm.plots.posterior import (
     plot_trace,
 )
 from hbm.plots.robust import plot_outlier
-from hbm.plots.studies import plot_standard_errors
 from hbm.plots.scale import plot_scaling
+from hbm.plots.studies import plot_standard_errors
 
 __all__ = [
     "enable_themes",
