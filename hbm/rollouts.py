@@ -27,6 +27,9 @@ AVERAGES = ("cohort_horizon", "horizon", "all")
 
 _FIRST = 5
 
+#: What is left of a group without a creator, below which there is nothing to compare with.
+_ALONE = 1e-9
+
 
 @dataclass(frozen=True)
 class RolloutEstimates:
@@ -40,7 +43,8 @@ class RolloutEstimates:
         Its standard error, clustered by creator.
     event_study : DataFrame
         One row a horizon (periods since treatment began): ``horizon, effect, se, ci_lower,
-        ci_upper`` (95%), ``n_creators``.
+        ci_upper`` (95%), ``n_creators``; with `leave_one_out`, a horizon of one creator has no
+        standard error.
     ite : DataFrame
         One row a treated creator, sorted by id: ``creator_id, first_treated, effect_hat, se,
         n_periods`` (treated), ``n_before`` (untreated).
@@ -185,6 +189,12 @@ def estimate_rollout(
     standard_error = _ConservativeVariance(
         controls, residual, cases, effect, fit, average_by, leave_one_out
     )
+    if leave_one_out and len(alone := standard_error.alone()):
+        raise DataError(
+            f"panel: leave_one_out needs two creators in every group of average_by={average_by!r}; "
+            f"alone in theirs: {', '.join(map(repr, alone[:_FIRST]))}; a coarser average_by makes "
+            "larger groups"
+        )
     errors = estimate_errors(fit, residual, rho)
     covariance = _covariance(controls, cases, fit, errors)
     treated = np.unique(cases.creator)
@@ -317,7 +327,8 @@ class _ConservativeVariance:
         by_period = np.bincount(cases.period, weight, fit.n_periods)
         influence = -fit.influence(by_creator, by_period)
         score = np.bincount(self.controls.creator, influence * self.residual, fit.n_creators)
-        score += np.bincount(cases.creator, weight * self._deviation(weight), fit.n_creators)
+        own = np.where(chosen, weight * self._deviation(weight), 0.0)
+        score += np.bincount(cases.creator, own, fit.n_creators)
         return float(np.sqrt(np.square(score).sum()))
 
     def _deviation(self, weight: np.ndarray) -> np.ndarray:
@@ -331,15 +342,12 @@ class _ConservativeVariance:
         if not self.leave_one_out:
             return deviation
         left = 1 - np.square(own) / square[self.group_of_pair]
-        alone = left < 1e-9
-        if alone.any():
-            first = self.cases.ids[np.unique(self.creator_of_pair[alone])[:_FIRST]]
-            raise DataError(
-                "panel: leave_one_out needs two creators in every group of average_by="
-                f"{self.average_by!r}; alone in theirs: {', '.join(map(repr, first))}; a coarser "
-                "average_by makes larger groups"
-            )
-        return deviation / left[self.member]
+        return deviation / np.where(left > _ALONE, left, np.nan)[self.member]
+
+    def alone(self) -> np.ndarray:
+        """Return the ids of creators who have no one to be compared with in their group."""
+        pairs = np.bincount(self.group_of_pair)
+        return self.cases.ids[np.unique(self.creator_of_pair[pairs[self.group_of_pair] == 1])]
 
 
 def _event_study(cases: Panel, effect, standard_error: _ConservativeVariance) -> pd.DataFrame:

@@ -29,6 +29,13 @@ from hbm.plots.posterior import (
 )
 from hbm.plots.robust import plot_outlier
 from hbm.plots.scale import plot_scaling
+from hbm.plots.rollouts import (
+    plot_event_study,
+    plot_imputation,
+    plot_placebos,
+    plot_rollout_coverage,
+    plot_shared_errors,
+)
 from hbm.plots.studies import plot_standard_errors
 
 __all__ = [
@@ -37,18 +44,23 @@ __all__ = [
     "plot_coverage_width",
     "plot_creators",
     "plot_error_by_size",
+    "plot_event_study",
     "plot_genre_posteriors",
     "plot_halves",
     "plot_hyperparameters",
+    "plot_imputation",
     "plot_loo_pit",
     "plot_mse",
     "plot_outlier",
+    "plot_placebos",
     "plot_ppc",
     "plot_rank",
     "plot_readouts",
+    "plot_rollout_coverage",
     "plot_sample_sizes",
     "plot_sbc",
     "plot_scaling",
+    "plot_shared_errors",
     "plot_shrinkage",
     "plot_standard_errors",
     "plot_trace",
