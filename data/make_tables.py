@@ -1,10 +1,10 @@
-"""Make the two tables of this folder from the packages that carry the original data.
+"""Make the tables of this folder from the packages that carry the original data.
 
 Run it from anywhere, with the test dependencies installed:
 
     python data/make_tables.py
 
-It writes `thornton.csv` and `star.csv` beside itself.
+It writes `thornton.csv`, `star.csv` and `castle.csv` beside itself.
 `data/README.md` says what the columns mean; the tests compare the files with what this makes.
 """
 
@@ -70,8 +70,25 @@ def star() -> pd.DataFrame:
     ).reset_index(drop=True)
 
 
+def castle() -> pd.DataFrame:
+    """Homicide in American states that widened self-defence: one row a state and year."""
+    from causaldata import castle as source
+
+    years = source.load_pandas().data.sort_values(["sid", "year"], kind="stable")
+    # The source marks whole years under the law; it came into force in the year before.
+    whole_year = years[years["post"] == 1].groupby("sid")["year"].min()
+    return pd.DataFrame(
+        {
+            "creator_id": years["sid"].map("state-{:02.0f}".format),
+            "period": years["year"].astype(int),
+            "revenue": years["l_homicide"].astype(float).round(7),
+            "first_treated": (years["sid"].map(whole_year) - 1).astype("Int64"),
+        }
+    ).reset_index(drop=True)
+
+
 def main() -> None:
-    for make in (thornton, star):
+    for make in (thornton, star, castle):
         path = FOLDER / f"{make.__name__}.csv"
         table = make()
         table.to_csv(path, index=False, lineterminator="\n")

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hbm.rollouts import borusyak_imputation_estimator
+
 DATA = Path(__file__).resolve().parents[1] / "data"
 
 
@@ -68,7 +70,7 @@ def with_two_classes(users, label="cluster"):
     return users[classes >= 2]
 
 
-@pytest.mark.parametrize("name", ["thornton", "star"])
+@pytest.mark.parametrize("name", ["thornton", "star", "castle"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_committed_table_is_what_the_packages_give(name, make_tables):
     pytest.importorskip("causaldata")
@@ -89,7 +91,7 @@ def test_table_is_a_valid_users_table(name):
     assert (users.groupby("creator_id")["genre"].nunique() == 1).all()
 
 
-@pytest.mark.parametrize("name", ["thornton", "star"])
+@pytest.mark.parametrize("name", ["thornton", "star", "castle"])
 def test_dictionary_in_the_readme_names_the_columns(name):
     readme = (DATA / "README.md").read_text(encoding="utf-8")
     section = readme.split(f"## `{name}.csv`")[1].split("\n## ")[0]
@@ -291,3 +293,16 @@ def test_star_between_class_f_with_ethnicity(kindergarten, make_tables):
     result = between_classes(seen)
     assert result["df"] == (77, 1991)
     assert result["F"] == pytest.approx(3.95, abs=0.005)
+
+
+def test_castle_is_the_rollout_of_the_readme():
+    castle = read("castle")
+    first = castle.groupby("creator_id")["first_treated"].first()
+    assert (len(castle), len(first), castle["period"].nunique()) == (550, 50, 11)
+    assert first.isna().sum() == 29
+    assert first.value_counts().to_dict() == {2006: 13, 2007: 4, 2008: 2, 2005: 1, 2009: 1}
+    assert not castle.drop(columns="first_treated").isna().any(axis=None)
+    found = borusyak_imputation_estimator(castle)
+    readme = (DATA / "README.md").read_text(encoding="utf-8")
+    assert f"{found.att:.8f}" in readme
+    assert f"{found.att_se:.8f}" in readme

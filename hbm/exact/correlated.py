@@ -213,12 +213,8 @@ def fit_correlated_model(
         log_marginal_likelihood=grid.log_evidence,
         priors=json.dumps(priors.describe()),
         prior_parameters=json.dumps(
-            {
-                name: (type(prior).__name__, asdict(prior))
-                for name, prior in ((name, getattr(priors, name)) for name in HYPERPARAMETERS)
-            }
+            {name: (type(prior).__name__, asdict(prior)) for name, prior in vars(priors).items()}
         ),
-        prior_mu_global=(priors.mu_global.mu, priors.mu_global.sigma),
         fixed=[name for name in HYPERPARAMETERS if isinstance(getattr(priors, name), Fixed)],
         rank=covariance.rank,
         seconds=time.perf_counter() - start,
@@ -270,7 +266,8 @@ def _components(idata: xr.DataTree) -> tuple[CorrelatedLikelihood, list[_Compone
         constant["creator"].values,
         *(constant[name].values for name in ("diagonal", "factor", "core")),
     ).take(data.order)
-    likelihood = CorrelatedLikelihood(data, Normal(*idata.attrs["prior_mu_global"]), covariance)
+    _, mu_global = json.loads(idata.attrs["prior_parameters"])["mu_global"]
+    likelihood = CorrelatedLikelihood(data, Normal(**mu_global), covariance)
     nodes = _thinned({name: part.values for name, part in idata["quadrature"].dataset.items()})
     weight = np.exp(nodes["log_weight"])
     lightest = np.sort(weight, axis=None)
