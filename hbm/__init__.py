@@ -49,7 +49,7 @@ _PUBLIC = {
     "exact.correlated": (
         "extract_correlated_estimates extract_correlated_genres fit_correlated_model"
     ),
-    "rollout_studies": "drift_study rollout_study",
+    "rollout_studies": "drift_study rollout_seconds rollout_study",
     "store": "kept",
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names.split()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,7 +35,7 @@ def rollout_study(
     n_platforms: int,
     *,
     errors: Sequence[str] = tuple(ERRORS),
-    pooled: Sequence[str] = ("AR(1)", "calibrated"),
+    pooled: Sequence[str] = ("AR(1)", "calibrated", "factor 2.5"),
     seed: int = 42,
     **platform,
 ) -> pd.DataFrame:
@@ -153,4 +154,49 @@ def _score_drift(rng, *, drift, leads, **platform) -> dict[str, float]:
         "error": error,
         "covered": float(abs(error) <= normal_factor() * result.att_se),
         "noticed": float(pretrend_test(panel, leads, weights="n_users").p_value < 0.05),
+    }
+
+
+def rollout_seconds(
+    n_rows: int, n_periods: int, *, observed: float = 1.0, seed: int = 42
+) -> dict[str, float]:
+    """Time the imputation estimator on a large panel.
+
+    Parameters
+    ----------
+    n_rows : int
+        Of the balanced panel, about.
+    n_periods : int
+        Creators are treated from the second half on.
+    observed : float
+        Share of the rows that are there; the others are missing at random.
+    seed : int
+
+    Returns
+    -------
+    dict
+        ``rows, creators, periods``; ``treated`` creators; ``rank`` of what their errors share;
+        ``seconds`` from the table to everything that `hbm.RolloutEstimates` holds.
+    """
+    rng = np.random.default_rng(seed)
+    panel, _ = generate_rollout_data(
+        rng,
+        n_creators_per_genre=max(1, n_rows // (5 * n_periods)),
+        n_periods=n_periods,
+        rollout=(n_periods // 2 + 1, n_periods),
+        rho=0.6,
+    )
+    if observed < 1:
+        panel = panel[rng.random(len(panel)) < observed]
+    start = time.perf_counter()
+    result = borusyak_imputation_estimator(
+        panel, weights="n_users", gaps="allow", unidentified="exclude"
+    )
+    return {
+        "rows": len(panel),
+        "creators": panel["creator_id"].nunique(),
+        "periods": n_periods,
+        "treated": len(result.ite),
+        "rank": result.covariance.rank,
+        "seconds": time.perf_counter() - start,
     }

@@ -192,6 +192,8 @@ def test_the_promised_names_are_there():
         "check_diagnostics",
         "creator_readouts",
         "run_sbc",
+        "borusyak_imputation_estimator",
+        "borusyak_imputation_estimator_calibrated",
     }
     assert promised <= set(hbm.__all__)
 

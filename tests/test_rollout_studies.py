@@ -5,7 +5,7 @@ import pytest
 
 from hbm.panels import generate_rollout_data
 from hbm.placebos import borusyak_imputation_estimator_calibrated, pretrend_test
-from hbm.rollout_studies import ERRORS, drift_study, rollout_study
+from hbm.rollout_studies import ERRORS, drift_study, rollout_seconds, rollout_study
 from hbm.rollouts import borusyak_imputation_estimator
 
 PLATFORM = {"n_creators_per_genre": 12, "n_periods": 12, "rollout": (5, 11), "never_share": 0.5}
@@ -29,7 +29,7 @@ def test_every_error_model_and_readout_is_scored(study):
         ("independent", "plain"),
         *(("AR(1)", how) for how in pooled),
         *(("calibrated", how) for how in pooled),
-        ("factor 2.5", "plain"),
+        *(("factor 2.5", how) for how in pooled),
     ]
     assert (everyone["n_creators"] == 30).all()
     assert everyone["genre_coverage"].isna().sum() == 4
@@ -79,3 +79,13 @@ def test_drift_is_what_is_added():
 def test_unknown_error_models_are_refused():
     with pytest.raises(ValueError, match=r"unknown error models \['magic'\]; known: independent"):
         rollout_study(1, errors=("magic",))
+
+
+@pytest.mark.parametrize("observed", [1.0, 0.7])
+def test_large_panels_are_as_large_as_asked(observed):
+    found = rollout_seconds(6000, 12, observed=observed)
+    assert found["rows"] == pytest.approx(6000 * observed, rel=0.05)
+    assert (found["creators"], found["periods"]) == (500, 12)
+    assert 350 < found["treated"] <= 400
+    assert 0 < found["rank"] < 24
+    assert 0 < found["seconds"] < 60

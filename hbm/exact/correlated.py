@@ -37,7 +37,7 @@ from hbm.priors import Fixed, Normal, Priors
 _NEGLIGIBLE = 1e-10
 
 #: How much thinning the grid may change the hyperparameters, in their standard deviations.
-_THIN = 1e-8
+_THIN = 2e-7
 
 #: Values (nodes x creators) that are worked on at a time.
 _BLOCK = 1_000_000

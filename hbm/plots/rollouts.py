@@ -39,6 +39,8 @@ def plot_imputation(
     width = matplotlib.rcParams["figure.figsize"][0]
     size = figsize or (width, 0.4 * width)
     fig, axes = look.subplots(1, len(creators), figsize=size, squeeze=False)
+    shown = panel[panel["creator_id"].isin(creators)].groupby("creator_id")["revenue"]
+    reach = 0.55 * (shown.max() - shown.min()).max()  # one scale for all, each at its level
     for ax, creator in zip(axes[0], creators, strict=True):
         own = panel[panel["creator_id"] == creator].sort_values("period")
         imputed = effects[effects["creator_id"] == creator].sort_values("period")
@@ -50,6 +52,8 @@ def plot_imputation(
         seen = ax.plot(own["period"], own["revenue"], color=look.BLUE, linewidth=1.4)[0]
         dashed = {"color": look.ORANGE, "linestyle": look.DASHES[1], "linewidth": 1.4}
         would = ax.plot(imputed["period"], imputed["imputed"], **dashed)[0]
+        middle = (own["revenue"].min() + own["revenue"].max()) / 2
+        ax.set_ylim(middle - reach, middle + reach)
         ax.set_title(look.label(creator))
         ax.set_xlabel("Period")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
@@ -91,8 +95,8 @@ def plot_event_study(
         keys.append(look.key(f"{name}, {LEVEL:.0%} interval", color=colour, marker=marker))
     counts = event_study.set_index("horizon")["n_creators"]
     every = np.concatenate([frame["horizon"] for frame, *_ in shown])
-    ticks = np.sort(np.unique(every))
-    ticks = ticks[:: -(-len(ticks) // 14)]
+    ticks = np.sort(np.unique(every)).astype(int)
+    ticks = ticks[ticks % -(-len(ticks) // 14) == 0]
     labels = [f"{t}\n({counts[t]:,})" if t in counts.index else str(t) for t in ticks]
     ax.set_xticks(ticks, labels)
     ax.grid(False, axis="x")
@@ -153,7 +157,9 @@ def plot_rollout_coverage(studies: Mapping[str, pd.DataFrame], *, figsize=None) 
     first = next(iter(studies.values()))
     rows = list(dict.fromkeys(zip(first["errors"], first["estimator"], strict=True)))
     size = figsize or (width, 1.2 + 0.3 * len(rows))
-    fig, axes = look.subplots(1, len(studies), figsize=size, sharey=True, squeeze=False)
+    fig, axes = look.subplots(
+        1, len(studies), figsize=size, sharex=True, sharey=True, squeeze=False
+    )
     for ax, (name, table) in zip(axes[0], studies.items(), strict=True):
         goal = ax.axvline(LEVEL, color=look.INK, linestyle="--", linewidth=1)
         found = table.set_index(["errors", "estimator"])
@@ -167,10 +173,15 @@ def plot_rollout_coverage(studies: Mapping[str, pd.DataFrame], *, figsize=None) 
         ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.grid(False, axis="y")
-    axes[0, 0].set_yticks(range(len(rows)), [errors for errors, _ in rows])
+        ax.set_xlabel("Coverage")
+    names = [errors for errors, _ in rows]
+    starts = [y for y, name in enumerate(names) if y == 0 or names[y - 1] != name]
+    for ax in axes[0]:
+        for y in starts[1:]:
+            ax.axhline(y - 0.5, color=look.GRID, linewidth=0.8)
+    axes[0, 0].set_yticks(starts, [names[y] for y in starts])
     axes[0, 0].set_ylim(len(rows) - 0.5, -0.5)
     axes[0, 0].set_ylabel("Standard errors from")
-    fig.supxlabel(f"Coverage of the {LEVEL:.0%} intervals of creators", fontsize=8.5)
     used = dict.fromkeys(how for _, how in rows)
     keys = [
         look.key(how, color=_READOUTS[how][0], marker=_READOUTS[how][1], linestyle="")
