@@ -12,6 +12,7 @@ from scipy.special import logsumexp
 from hbm.covariance import StructuredCovariance
 from hbm.data import DataError
 from hbm.diagnostics import DiagnosticsError, check_diagnostics
+from hbm.estimates import extract_genre_estimates, extract_hbm_estimates
 from hbm.exact.correlated import (
     CorrelatedLikelihood,
     extract_correlated_estimates,
@@ -20,7 +21,7 @@ from hbm.exact.correlated import (
 )
 from hbm.exact.draws import extract_hyper_estimates
 from hbm.gaussian import Estimates
-from hbm.model import extract_genre_estimates, extract_hbm_estimates, fit_hierarchical_model
+from hbm.model import fit_hierarchical_model
 from hbm.priors import Fixed, HalfCauchy, HalfNormal, Normal, Priors
 from hbm.replicate import replicate
 

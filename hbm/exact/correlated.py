@@ -268,7 +268,9 @@ def _components(idata: xr.DataTree) -> tuple[CorrelatedLikelihood, list[_Compone
     ).take(data.order)
     _, mu_global = json.loads(idata.attrs["prior_parameters"])["mu_global"]
     likelihood = CorrelatedLikelihood(data, Normal(**mu_global), covariance)
-    nodes = _thinned({name: part.values for name, part in idata["quadrature"].dataset.items()})
+    nodes = {name: part.values for name, part in idata["quadrature"].dataset.items()}
+    if not idata.attrs["polar"]:  # on a ridge the effects need more nodes than their parameters
+        nodes = _thinned(nodes)
     weight = np.exp(nodes["log_weight"])
     lightest = np.sort(weight, axis=None)
     floor = lightest[np.searchsorted(np.cumsum(lightest), _NEGLIGIBLE)]
