@@ -28,7 +28,6 @@ from hbm.plots.posterior import (
     plot_trace,
 )
 from hbm.plots.robust import plot_outlier
-from hbm.plots.scale import plot_scaling
 from hbm.plots.rollouts import (
     plot_event_study,
     plot_imputation,
@@ -36,6 +35,7 @@ from hbm.plots.rollouts import (
     plot_rollout_coverage,
     plot_shared_errors,
 )
+from hbm.plots.scale import plot_scaling
 from hbm.plots.studies import plot_standard_errors
 
 __all__ = [
