@@ -370,12 +370,12 @@ def sample_ratio_mismatch(data: pd.DataFrame, expected_share: float) -> pd.DataF
             "n_control": arms["n_control"],
             "share": treated / total,
             "p_value": p_value,
-            "p_holm": _holm(p_value),
+            "p_holm": holm(p_value),
         }
     )
 
 
-def _holm(p_value: np.ndarray) -> np.ndarray:
+def holm(p_value: np.ndarray) -> np.ndarray:
     """Adjust p-values for all tests made (Holm 1979)."""
     order = np.argsort(p_value)
     stepped = p_value[order] * np.arange(len(p_value), 0, -1)

@@ -32,7 +32,7 @@ MAX_LOST, MAX_CHANGE = 1e-8, 1e-5
 #: creators leaving one out hardly moves the posterior.
 MAX_WORK = 3 * 10**7
 
-_BLOCK = 400_000
+_BLOCK = 100_000
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,17 @@ class ExactLoo:
     pointwise: pd.DataFrame
 
 
-def loo_exact(idata: xr.DataTree) -> ExactLoo:
+def loo_exact(idata: xr.DataTree, *, quick: bool = False) -> ExactLoo:
     """Predict each creator's estimate from all others.
 
     Parameters
     ----------
     idata : DataTree
         From ``fit_hierarchical_model(…, engine="exact")``.
+    quick : bool
+        Use the few nodes of the Gauss rule even where there are few creators, and check nothing:
+        twenty times faster, and off by some 1e-4 of the summed elpd from 50 creators on. For
+        studies of many data sets.
 
     Returns
     -------
@@ -75,7 +79,7 @@ def loo_exact(idata: xr.DataTree) -> ExactLoo:
     """
     likelihood = likelihood_of(idata)
     data = likelihood.data
-    nodes = _Nodes(idata, len(data.se))
+    nodes = _Nodes(idata, len(data.se), quick)
     elpd, pit = np.empty((2, len(data.se)))
     again = np.zeros(len(data.se), bool)
     centers = nodes.rule.centers(likelihood)
@@ -154,10 +158,10 @@ def leave_one_genre_out(idata: xr.DataTree, genres=None) -> pd.DataFrame:
 class _Nodes:
     """The nodes over which creators are left out: the grid's, or the Gauss rule's."""
 
-    def __init__(self, idata: xr.DataTree, n_creators: int):
+    def __init__(self, idata: xr.DataTree, n_creators: int, quick: bool):
         grid = idata["quadrature"].dataset
         self.shape = grid["log_weight"].shape
-        self.whole = grid["log_weight"].size * n_creators <= MAX_WORK
+        self.whole = not quick and grid["log_weight"].size * n_creators <= MAX_WORK
         if self.whole:
             names = ("sigma_genre", "sigma_creator", "mu_global_mean", "mu_global_var")
             parts = [grid[name].values.ravel() for name in names]
@@ -172,18 +176,8 @@ class _Nodes:
         self.edge = edge.ravel()
 
     def leave_out(self, data: Estimates, centers: Moments):
-        """Return log density and probability of each estimate, and whether the grid is too small.
-
-        Subtracting the precision 1/t of an estimate d from a normal with mean m and variance P
-        leaves a predictive of d with variance t²/(t - P) and standardised residual
-        (d - m)/sqrt(t - P).
-        """
-        t = np.square(self.rule.sigma_creator)[:, None] + np.square(data.se)
-        mean, var = centers.of(data)
-        # Far out, where sigma_genre is a million times the noise, all digits cancel.
-        left = np.maximum(t - var, 1e-15 * t)
-        residual = (data.effect_hat - mean) / np.sqrt(left)
-        log_density = 0.5 * np.log(left / (2 * np.pi)) - np.log(t) - 0.5 * np.square(residual)
+        """Return log density and probability of each estimate, and if the grid is too small."""
+        log_density, residual = density_without(self.rule, data, centers)
         with np.errstate(divide="ignore"):
             without = np.log(self.rule.weight)[:, None] - log_density
         log_sum = logsumexp(without, axis=0)
@@ -200,6 +194,32 @@ class _Nodes:
         coarse = grid[:: min(2, self.shape[0]), :: min(2, self.shape[1])].sum(axis=(0, 1))
         halved = 2 ** sum(size > 1 for size in self.shape) * coarse
         return (lost > MAX_LOST) | (np.abs(np.log(np.maximum(halved, 1e-300))) > MAX_CHANGE)
+
+
+def density_without(
+    rule: Rule, data: Estimates, centers: Moments
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return log density and standardised residual of each estimate given the other ones.
+
+    Both have the shape (node, creator). Subtracting the precision 1/t of an estimate d from a
+    normal with mean m and variance P leaves a predictive of d with variance t²/(t - P) and
+    standardised residual (d - m)/sqrt(t - P).
+
+    Parameters
+    ----------
+    rule : Rule
+        Its sigma_creator is used.
+    data : Estimates
+    centers : Moments, shape (node, genre)
+        Of mu_genre given the node and all estimates.
+    """
+    t = np.square(rule.sigma_creator)[:, None] + np.square(data.se)
+    mean, var = centers.of(data)
+    # Far out, where sigma_genre is a million times the noise, all digits cancel.
+    left = np.maximum(t - var, 1e-15 * t)
+    residual = (data.effect_hat - mean) / np.sqrt(left)
+    log_density = 0.5 * np.log(left / (2 * np.pi)) - np.log(t) - 0.5 * np.square(residual)
+    return log_density, residual
 
 
 def _refitted(likelihood: Likelihood, priors: Priors, i: int) -> tuple[float, float]:

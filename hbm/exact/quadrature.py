@@ -103,7 +103,7 @@ class Scale:
 
     def __init__(self, prior: Prior | None):
         self.fixed = prior.value if isinstance(prior, Fixed) else None
-        self.log_prior = np.zeros_like if prior is None else _log_density_of(prior)
+        self.log_prior = np.zeros_like if prior is None else log_density_of(prior)
 
     def value(self, y: np.ndarray, unit) -> np.ndarray:
         """Return the standard deviation at coordinate `y`."""
@@ -132,7 +132,7 @@ class Scale:
         return np.full_like(unit, FLOOR), 1 + np.log(np.maximum(reach / unit, 1))
 
 
-def _log_density_of(prior: Prior) -> Callable:
+def log_density_of(prior: Prior) -> Callable:
     """Return the log density of a prior; SciPy's own costs more than the likelihood."""
     if isinstance(prior, HalfNormal):
         constant = 0.5 * np.log(2 / np.pi) - np.log(prior.sigma)
