@@ -50,6 +50,19 @@ _PUBLIC = {
         "extract_correlated_estimates extract_correlated_genres fit_correlated_model"
     ),
     "rollout_studies": "drift_study rollout_seconds rollout_study",
+    "grouping.thresholds": "Thresholds",
+    "grouping.candidates": (
+        "bin_feature check_group_sizes coarser_bins create_grouping cross_groupings "
+        "discover_clusters merge_small_groups"
+    ),
+    "grouping.history": "historical_lift simulate_platform_history simulate_quarters",
+    "grouping.explore": (
+        "analyze_grouping_candidate anova_test compute_eta_squared explore_groupings kruskal_test"
+    ),
+    "grouping.compare": "compare_groupings_empirical leave_group_out",
+    "grouping.checks": "analyze_shrinkage check_posterior_separation",
+    "grouping.select": "select_grouping",
+    "grouping.monitor": "GroupingAlert monitor_grouping",
     "store": "kept",
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names.split()}
