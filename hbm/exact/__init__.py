@@ -32,6 +32,7 @@ __all__ = [
     "extract_slope_estimates",
     "fit_exact",
     "predict_effects",
+    "predictive_moments",
 ]
 
 
@@ -231,11 +232,42 @@ def predict_effects(idata: xr.DataTree, genres, *, se=0.0, covariates=None) -> p
     DataError
         If a covariate is missing.
     """
+    moments, weight = predictive_moments(idata, genres, se, covariates)
+    overall = mixture_moments(moments, weight)
+    lower, upper = (mixture_quantile(moments, p, weight) for p in tail_probabilities(LEVEL))
+    return pd.DataFrame(
+        {
+            "genre": pd.Series(list(genres), dtype=object),
+            "effect_hat": overall.mean,
+            "se": np.sqrt(overall.var),
+            "ci_lower": lower,
+            "ci_upper": upper,
+            "p_positive": mixture_cdf(moments._replace(mean=-moments.mean), 0.0, weight),
+        }
+    )
+
+
+def predictive_moments(
+    idata: xr.DataTree, genres, se=0.0, covariates=None
+) -> tuple[Moments, np.ndarray]:
+    """Return the predictions of `predict_effects` as mixtures of normals.
+
+    Parameters
+    ----------
+    idata, genres, se, covariates
+        As for `predict_effects`.
+
+    Returns
+    -------
+    moments : Moments, shape (node, creator)
+    weight : ndarray, shape (node,)
+    """
     se = np.broadcast_to(np.asarray(se, float), len(genres))
     if not np.all(se >= 0):
         raise ValueError(f"se must not be negative, got {se.min()}")
-    names = pd.Index(idata["posterior"].dataset["genre"].values)
-    place = np.array([len(names) if g is None else names.get_indexer([g])[0] for g in genres])
+    names = idata["posterior"].dataset["genre"].values
+    known = {name: k for k, name in enumerate(names)} | {None: len(names)}
+    place = np.array([known.get(g, -1) for g in genres])
     if np.any(place < 0):
         unknown = [g for g, k in zip(genres, place, strict=True) if k < 0]
         raise KeyError(f"unknown genres: {unknown}")
@@ -249,16 +281,5 @@ def predict_effects(idata: xr.DataTree, genres, *, se=0.0, covariates=None) -> p
         x = x / constant["covariate_sd"].values
     new = Estimates(np.zeros(len(place)), se, place, np.arange(len(place)), len(names) + 1, x)
     mean, var = rule.centers(likelihood_of(idata), new_genre=True).of(new)
-    moments = Moments(mean, var + np.square(rule.sigma_creator)[:, None] + np.square(se))
-    overall = mixture_moments(moments, rule.weight)
-    lower, upper = (mixture_quantile(moments, p, rule.weight) for p in tail_probabilities(LEVEL))
-    return pd.DataFrame(
-        {
-            "genre": pd.Series(list(genres), dtype=object),
-            "effect_hat": overall.mean,
-            "se": np.sqrt(overall.var),
-            "ci_lower": lower,
-            "ci_upper": upper,
-            "p_positive": mixture_cdf(moments._replace(mean=-moments.mean), 0.0, rule.weight),
-        }
-    )
+    var = var + np.square(rule.sigma_creator)[:, None] + np.square(se)
+    return Moments(mean, var), rule.weight

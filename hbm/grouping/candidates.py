@@ -167,8 +167,9 @@ def merge_small_groups(labels: pd.Series, min_size: int = THRESHOLDS.size_warn) 
         first, second = sorted((i, j))
         both = groups[first][0] + groups[second][0], groups[first][1] + groups[second][1]
         groups = [*groups[:first], both, *groups[first + 1 : second], *groups[second + 1 :]]
-    into = {name: " + ".join(names) for names, _ in groups for name in names}
-    changed = [(name, sizes[name], new) for name, new in into.items() if name != new]
+    place = list(sizes).index
+    into = {name: " + ".join(sorted(names, key=place)) for names, _ in groups for name in names}
+    changed = [(name, n, into[name]) for name, n in sizes.items() if into[name] != name]
     merged = pd.DataFrame(changed, columns=["group", "n_creators", "into"])
     return Merged(Merged(labels, merged).apply(labels), merged)
 

@@ -195,18 +195,7 @@ def held_out_coverage(pit) -> HeldOutCoverage:
     """
     lower, upper = tail_probabilities(LEVEL)
     pit = np.asarray(pit, float)
-    return binomial_coverage((pit >= lower) & (pit <= upper))
-
-
-def binomial_coverage(inside) -> HeldOutCoverage:
-    """Coverage and its exact binomial interval from who was inside.
-
-    Parameters
-    ----------
-    inside : array-like of bool, shape (creator,)
-    """
-    inside = np.asarray(inside, bool)
-    hits, n = int(inside.sum()), len(inside)
-    test = stats.binomtest(hits, n, LEVEL, alternative="less")
+    hits, n = int(np.sum((pit >= lower) & (pit <= upper))), len(pit)
+    few = stats.binomtest(hits, n, LEVEL, alternative="less")
     ends = stats.binomtest(hits, n, LEVEL).proportion_ci(LEVEL)
-    return HeldOutCoverage(hits / n, float(ends.low), float(ends.high), float(test.pvalue), n)
+    return HeldOutCoverage(hits / n, float(ends.low), float(ends.high), float(few.pvalue), n)

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.special import logsumexp
 
-from hbm.exact import predict_effects
+from hbm.exact import predictive_moments
 from hbm.exact.loo import loo_exact
-from hbm.gaussian import shrinkage_factor
-from hbm.grouping.checks import binomial_coverage, held_out_coverage
+from hbm.gaussian import mixture_cdf, shrinkage_factor
+from hbm.grouping.checks import held_out_coverage
 from hbm.grouping.compare import elpd_difference, without_grouping
 from hbm.grouping.explore import analyze_grouping_candidate
 from hbm.grouping.thresholds import THRESHOLDS
@@ -85,7 +86,9 @@ def monitor_grouping(
     - **quality**: the corrected share of variance between groups; alert if the whole interval
       lies under the threshold, and it has fallen by more than chance.
     - **elpd**: the difference from no grouping within the quarter; alert if it no longer exceeds
-      its threshold and its standard errors, and has fallen, per creator, by more than chance.
+      its threshold and its standard errors, as in a small quarter it may, and the baseline's fits
+      too predict the quarter's estimates with a smaller gain from the grouping than chance
+      explains.
     - **coverage**: of the quarter's estimates by predictions from the baseline's fit; alert if
       it lies under the threshold and so few hits are improbable (exact binomial test). For the
       baseline itself: of each estimate by all others.
@@ -131,12 +134,18 @@ class _Quarter:
     def __init__(self, summaries: pd.DataFrame, priors: Priors, quick: bool):
         self.summaries = summaries
         self.model = _fit(summaries, priors)
-        none = _fit(summaries, without_grouping(priors))
-        left_out, without = (loo_exact(fit, quick=quick).pointwise for fit in (self.model, none))
-        self.pit = left_out["pit"]
+        self.none = _fit(summaries, without_grouping(priors))
+        left_out, without = (
+            loo_exact(fit, quick=quick).pointwise for fit in (self.model, self.none)
+        )
+        self.pit, self.gains = left_out["pit"], (left_out["elpd"] - without["elpd"]).to_numpy()
         self.elpd, self.dse = elpd_difference(left_out["elpd"], without["elpd"])
         self.quality = analyze_grouping_candidate(summaries, "genre", "effect_hat", se="se")
-        self.n = len(summaries)
+
+    def gains_of(self, other: _Quarter) -> np.ndarray:
+        """Gain of the grouping in the log density with which these fits predict other creators."""
+        with_groups, without = (_log_density(fit, other) for fit in (self.model, self.none))
+        return with_groups - without
 
     def shrinkage(self, se: np.ndarray) -> tuple[float, float]:
         """Posterior mean and standard deviation of the mean shrinkage factor at `se`."""
@@ -148,6 +157,21 @@ class _Quarter:
 
 def _fit(summaries: pd.DataFrame, priors: Priors):
     return fit_hierarchical_model(summaries, engine="exact", draws=0, priors=priors)
+
+
+def _prediction(model, quarter: _Quarter):
+    """Estimates of a quarter, and how a fit that has not seen them predicts them."""
+    known = set(model["posterior"].dataset["genre"].values)
+    genres = [g if g in known else None for g in quarter.summaries["genre"]]
+    moments, weight = predictive_moments(model, genres, quarter.summaries["se"])
+    return quarter.summaries["effect_hat"].to_numpy(float), moments, weight
+
+
+def _log_density(model, quarter: _Quarter) -> np.ndarray:
+    estimate, moments, weight = _prediction(model, quarter)
+    squared = np.square(estimate - moments.mean) / moments.var
+    log_normal = -0.5 * (np.log(2 * np.pi * moments.var) + squared)
+    return logsumexp(log_normal, axis=0, b=weight[:, None])
 
 
 def _rows(name: str, quarter: _Quarter, baseline: _Quarter):
@@ -167,9 +191,9 @@ def _quality(quarter: _Quarter, baseline: _Quarter):
 
 
 def _elpd(quarter: _Quarter, baseline: _Quarter):
-    each, each_se = quarter.elpd / quarter.n, quarter.dse / quarter.n
-    before, before_se = baseline.elpd / baseline.n, baseline.dse / baseline.n
-    fallen = each - before < -normal_factor(LEVEL) * np.hypot(each_se, before_se)
+    before, now = baseline.gains, baseline.gains_of(quarter)
+    error = before.std(ddof=1) * np.sqrt(1 / len(before) + 1 / len(now))
+    fallen = now.mean() - before.mean() < -normal_factor(LEVEL) * error
     grade = THRESHOLDS.elpd(quarter.elpd, quarter.dse)
     alert = bool(fallen and (grade == "equal" or quarter.elpd < 0))
     reach = normal_factor(LEVEL) * quarter.dse
@@ -182,12 +206,8 @@ def _coverage(quarter: _Quarter, baseline: _Quarter):
     if quarter is baseline:
         found = held_out_coverage(quarter.pit)
     else:
-        known = set(baseline.model["posterior"].dataset["genre"].values)
-        genres = [g if g in known else None for g in quarter.summaries["genre"]]
-        predicted = predict_effects(baseline.model, genres, se=quarter.summaries["se"])
-        estimate = quarter.summaries["effect_hat"].to_numpy()
-        inside = (predicted["ci_lower"] <= estimate) & (estimate <= predicted["ci_upper"])
-        found = binomial_coverage(inside)
+        estimate, moments, weight = _prediction(baseline.model, quarter)
+        found = held_out_coverage(mixture_cdf(moments, estimate, weight))
     limit = THRESHOLDS.coverage_alert
     alert = bool(found.coverage < limit and found.p_value < tail_probabilities(LEVEL)[0])
     detail = f"coverage {found.coverage:.1%} of {found.n_creators} estimates"

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from hbm.data import DataError
 from hbm.grouping.candidates import (
     check_group_sizes,
     coarser_bins,
@@ -136,7 +137,8 @@ def select_grouping(
     Raises
     ------
     DataError
-        If a column is missing, or a creator has no features, or no group.
+        If a column is missing, a creator has no features or no group, or there are too few
+        creators for any candidate.
     ValueError
         If there are neither candidates nor numeric features.
     """
@@ -241,6 +243,11 @@ def _large_enough(features, names: list[str], ite_estimates, path: _Path):
         notes.append(f"{name}: merged " + "; ".join(merged.merged["into"].unique()))
         features[f"{name} (merged)"] = merged.apply(features[name])
         kept.append(f"{name} (merged)")
+    if not kept:
+        raise DataError(
+            f"ite_estimates: no candidate has two groups of {THRESHOLDS.size_shortlist} creators: "
+            "there is nothing to select; pool without grouping, with create_grouping(…, None)"
+        )
     question = f"Has every group at least {THRESHOLDS.size_shortlist} creators?"
     path.add(question, "no" if notes else "yes", "; ".join(notes))
     return features, kept
