@@ -91,7 +91,7 @@ def plot_grouping_exploration(
         look.key("mean of the group", color=look.VERMILLION, marker="D", linestyle=""),
         look.key(f"mean of all; {beyond} creators lie beyond the axis", color=look.FAINT),
     ]
-    look.below(fig, keys, ncols=3)
+    look.below(fig, keys, ncols=2)
     return fig
 
 
