@@ -7,6 +7,7 @@ from conftest import K
 from scipy import stats
 
 from hbm.data import DataError
+from hbm.estimates import extract_genre_estimates, extract_hbm_estimates
 from hbm.exact.loo import loo_exact
 from hbm.grouping import select
 from hbm.grouping.candidates import create_grouping
@@ -28,7 +29,7 @@ from hbm.grouping.compare import (
 )
 from hbm.grouping.select import FAIL, PASS, PERSON, coverage_status, select_grouping
 from hbm.grouping.thresholds import THRESHOLDS
-from hbm.model import extract_genre_estimates, extract_hbm_estimates, fit_hierarchical_model
+from hbm.model import fit_hierarchical_model
 from hbm.priors import Priors
 
 

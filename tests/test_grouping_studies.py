@@ -7,6 +7,7 @@ from conftest import K
 from scipy import stats
 
 from hbm.data import DataError
+from hbm.estimates import extract_hbm_estimates
 from hbm.gaussian import Moments
 from hbm.grouping import monitor
 from hbm.grouping.candidates import create_grouping
@@ -30,7 +31,7 @@ from hbm.grouping.study import (
     summarize_marks,
 )
 from hbm.grouping.thresholds import THRESHOLDS
-from hbm.model import extract_hbm_estimates, fit_hierarchical_model
+from hbm.model import fit_hierarchical_model
 from hbm.priors import Priors
 
 # --- the simulated platform --------------------------------------------------------------------

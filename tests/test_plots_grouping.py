@@ -11,12 +11,12 @@ from matplotlib.text import Text
 from test_plots import ODD, ink, level, png, points, texts
 
 from hbm import plots
+from hbm.estimates import extract_hbm_estimates
 from hbm.grouping.candidates import create_grouping, discover_clusters
 from hbm.grouping.checks import analyze_shrinkage, check_posterior_separation
 from hbm.grouping.compare import compare_groupings_empirical
 from hbm.grouping.explore import explore_groupings
 from hbm.grouping.monitor import monitor_grouping
-from hbm.model import extract_hbm_estimates
 
 CANDIDATES = ["kind", "coin", "half", "third"]
 

@@ -196,9 +196,7 @@ class _Nodes:
         return (lost > MAX_LOST) | (np.abs(np.log(np.maximum(halved, 1e-300))) > MAX_CHANGE)
 
 
-def density_without(
-    rule: Rule, data: Estimates, centers: Moments
-) -> tuple[np.ndarray, np.ndarray]:
+def density_without(rule: Rule, data: Estimates, centers: Moments) -> tuple[np.ndarray, np.ndarray]:
     """Return log density and standardised residual of each estimate given the other ones.
 
     Both have the shape (node, creator). Subtracting the precision 1/t of an estimate d from a

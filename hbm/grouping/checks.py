@@ -10,10 +10,10 @@ import pandas as pd
 from scipy import stats
 
 from hbm.data import require_columns
+from hbm.estimates import extract_genre_estimates
 from hbm.grouping.candidates import create_grouping
 from hbm.grouping.thresholds import THRESHOLDS
 from hbm.intervals import LEVEL, tail_probabilities
-from hbm.model import extract_genre_estimates
 
 
 class Separation(NamedTuple):

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import logsumexp
 
+from hbm.estimates import mixture
 from hbm.exact.likelihood import Likelihood, Sums
 from hbm.exact.loo import density_without, leave_one_genre_out, loo_exact
 from hbm.exact.quadrature import log_density_of
@@ -23,7 +24,7 @@ from hbm.exact.rule import Rule
 from hbm.gaussian import Estimates
 from hbm.grouping.candidates import check_group_sizes, create_grouping, merge_small_groups
 from hbm.grouping.thresholds import THRESHOLDS
-from hbm.model import fit_hierarchical_model, mixture
+from hbm.model import fit_hierarchical_model
 from hbm.predictive import leave_one_out, loo_pit
 from hbm.priors import Fixed, Priors
 
@@ -401,5 +402,6 @@ def _elpd(summaries, labels, sigma_creator, sigma_genre, log_prior, priors: Prio
     creator, genre, mean, var = (part[kept] for part in parts)
     rule = Rule(genre, creator, mean, var, np.exp(log_weight[kept]))
     by_node = Sums(*(np.repeat(part, shape[1], axis=0)[kept] for part in sums))
-    log_density, _ = density_without(rule, data, rule.genre_moments(by_node))
+    centers = likelihood.centers(by_node, genre, rule.mu_global)
+    log_density, _ = density_without(rule, data, centers)
     return float(-logsumexp(log_weight[kept, None] - log_density, axis=0).sum())

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import logsumexp
 
+from hbm.estimates import mixture
 from hbm.exact import predictive_moments
 from hbm.exact.loo import loo_exact
 from hbm.gaussian import mixture_cdf, shrinkage_factor
@@ -22,7 +23,7 @@ from hbm.grouping.compare import elpd_difference, without_grouping
 from hbm.grouping.explore import analyze_grouping_candidate
 from hbm.grouping.thresholds import THRESHOLDS
 from hbm.intervals import LEVEL, normal_factor, tail_probabilities
-from hbm.model import fit_hierarchical_model, mixture
+from hbm.model import fit_hierarchical_model
 from hbm.priors import Priors
 
 #: A change of the mean shrinkage is an alert beyond this many standard errors.

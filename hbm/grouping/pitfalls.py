@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 
 from hbm.baselines import complete_pooling_estimates
+from hbm.estimates import extract_genre_estimates, mixture
 from hbm.exact.loo import loo_exact
 from hbm.gaussian import shrinkage_factor
 from hbm.grouping.candidates import create_grouping
 from hbm.grouping.history import Platform, simulate_platform_history, simulate_quarters
 from hbm.grouping.study import fit_grouping, pooled_scores, with_clusters
 from hbm.intervals import LEVEL, normal_factor
-from hbm.model import extract_genre_estimates, mixture
 from hbm.replicate import replicate
 from hbm.validation import compute_mse, join_truth
 

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from hbm.data import DataError
+from hbm.estimates import extract_hbm_estimates
 from hbm.grouping.candidates import (
     check_group_sizes,
     coarser_bins,
@@ -38,7 +39,6 @@ from hbm.grouping.compare import (
 )
 from hbm.grouping.explore import explore_groupings
 from hbm.grouping.thresholds import THRESHOLDS
-from hbm.model import extract_hbm_estimates
 from hbm.priors import Priors
 
 PASS, FAIL, PERSON = "pass", "fail", "needs a person"

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from hbm.estimates import extract_hbm_estimates
 from hbm.grouping.candidates import create_grouping, discover_clusters
 from hbm.grouping.compare import NO_GROUPING, without_grouping
 from hbm.grouping.explore import (
@@ -25,7 +26,7 @@ from hbm.grouping.history import (
 )
 from hbm.grouping.monitor import CHECKS, monitor_grouping
 from hbm.grouping.select import select_grouping
-from hbm.model import extract_hbm_estimates, fit_hierarchical_model
+from hbm.model import fit_hierarchical_model
 from hbm.priors import Priors
 from hbm.replicate import replicate
 from hbm.validation import compute_coverage, compute_mse, join_truth
