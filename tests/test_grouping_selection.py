@@ -376,6 +376,7 @@ def test_history_makes_the_shortlist_and_the_experiment_decides(data):
     heads = features["coin"] == "heads"
     history["lift"] = np.where(heads, 1.0, -1.0) + np.random.default_rng(1).normal(0, 0.2, 200)
     found = select_grouping(ites, features, NAMES, history=history.head(150), n_permutations=0)
+    assert found.steps["evidence"][2] == "lift of 150 creators"
     assert found.exploration["candidate"][0] == "coin"
     assert found.exploration.set_index("candidate")["shortlisted"].to_dict() == {
         "coin": True,
@@ -386,6 +387,19 @@ def test_history_makes_the_shortlist_and_the_experiment_decides(data):
     assert found.grouping is None
     assert found.candidate == "coin"
     assert found.checklist.set_index("point")["status"].filter(like="predicts").tolist() == [FAIL]
+
+
+def test_whom_history_does_not_know_is_counted_and_twice_is_refused(data):
+    ites, features = data
+    history = features[["creator_id"]].assign(lift=np.linspace(0, 1, 200))
+    history.loc[:2, "lift"] = np.nan
+    history.loc[199, "creator_id"] = "stranger"
+    found = select_grouping(ites, features, NAMES, history=history, n_permutations=0)
+    assert found.steps["evidence"][2] == (
+        "lift of 196 creators; 4 without features or lift set aside"
+    )
+    with pytest.raises(DataError, match=r"history: column 'creator_id' must be unique.*'c004'"):
+        select_grouping(ites, features, NAMES, history=history.iloc[[3, 4, 4]])
 
 
 def test_without_structure_the_answer_is_no_grouping_and_never_no_pooling():
@@ -432,6 +446,9 @@ def test_without_domain_knowledge_features_are_clustered_and_cut(data):
     assert found.steps["answer"][0] == "no"
     assert found.grouping in ("score (bins)", "cluster")
     assert set(found.exploration["candidate"]) == {"score (bins)", "other (bins)", "cluster"}
+    features["same"] = 1.0
+    again = select_grouping(ites, features, numeric_features=["score", "same"], n_permutations=0)
+    assert again.steps["evidence"][0].endswith("; same cannot be cut")
     with pytest.raises(ValueError, match="either candidates or numeric_features"):
         select_grouping(ites, features)
 

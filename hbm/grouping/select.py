@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from hbm.data import DataError
+from hbm.data import DataError, _refuse, require_columns
 from hbm.estimates import extract_hbm_estimates
 from hbm.grouping.candidates import (
     check_group_sizes,
@@ -137,8 +137,8 @@ def select_grouping(
     Raises
     ------
     DataError
-        If a column is missing, a creator has no features or no group, or there are too few
-        creators for any candidate.
+        If a column is missing, a creator has no features, no group or two rows, or there are too
+        few creators for any candidate.
     ValueError
         If there are neither candidates nor numeric features.
     """
@@ -148,10 +148,11 @@ def select_grouping(
     )
     features, names = _large_enough(features, names, ite_estimates, path)
     if history is None:
-        outcome, outcome_se = "effect_hat", "se"
-    data = (ite_estimates if history is None else history).merge(features, on="creator_id")
+        data, outcome, outcome_se = ite_estimates, "effect_hat", "se"
+    else:
+        data = _known(history, features, outcome, path)
     se = outcome_se if outcome_se in data else None
-    exploration = explore_groupings(data, names, outcome, se=se)
+    exploration = explore_groupings(data.merge(features, on="creator_id"), names, outcome, se=se)
     shortlist = _shortlist(exploration, names, path, "the experiment" if history is None else "")
     exploration["shortlisted"] = exploration["candidate"].isin(shortlist)
     comparison = compare_groupings_empirical(
@@ -216,14 +217,18 @@ def _candidates(features, names: list[str], numeric: list[str], seed: int, path:
         return features.copy(), names
     if not numeric:
         raise ValueError("either candidates or numeric_features must be given")
-    made = {}
+    require_columns(features, numeric, "creator_features")
+    made, uncut = {}, []
     for column in numeric:
         values = features[column].fillna(features[column].median())
-        made[f"{column} (bins)"] = coarser_bins(values, 4)
+        try:
+            made[f"{column} (bins)"] = coarser_bins(values, 4)
+        except DataError:  # too many equal values
+            uncut.append(column)
     clusters = discover_clusters(features, numeric, seed=seed)
+    evidence = f"{len(made)} features in bins, and {clusters.k} clusters by silhouette"
     made["cluster"] = clusters.labels
-    evidence = f"{len(numeric)} features in bins, and {clusters.k} clusters by silhouette"
-    path.add(question, "no", evidence)
+    path.add(question, "no", evidence + "".join(f"; {column} cannot be cut" for column in uncut))
     return features.assign(**made), list(made)
 
 
@@ -251,6 +256,18 @@ def _large_enough(features, names: list[str], ite_estimates, path: _Path):
     question = f"Has every group at least {THRESHOLDS.size_shortlist} creators?"
     path.add(question, "no" if notes else "yes", "; ".join(notes))
     return features, kept
+
+
+def _known(history: pd.DataFrame, features: pd.DataFrame, outcome: str, path: _Path):
+    """The history of creators whose features are known; the others are counted."""
+    source = "history"
+    require_columns(history, ("creator_id", outcome), source)
+    twice = history["creator_id"].duplicated(keep=False)
+    _refuse(history, twice, "creator_id", "must be unique", source)
+    known = history["creator_id"].isin(features["creator_id"]) & history[outcome].notna()
+    aside = f"; {(~known).sum()} without features or {outcome} set aside" * bool((~known).any())
+    path.add("Is there a history?", "yes", f"{outcome} of {known.sum()} creators{aside}")
+    return history[known]
 
 
 # ------------------------------------------------------------------ shortlist and contest
