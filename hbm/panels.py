@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hbm.data import GENRES, SIZE_MIXTURE, DataError, _is_real, _refuse, require_columns
+from hbm.checks import DataError, refuse, require_columns
+from hbm.data import GENRES, SIZE_MIXTURE, _is_real
 
 _SOURCE = "panel"
 
@@ -175,7 +176,7 @@ def _refuse_values(panel: pd.DataFrame, unit: str, wrong, column: str, rule: str
     """Raise if any row is marked wrong, naming the creators by the column of their ids."""
     if np.any(wrong):
         named = panel[list(dict.fromkeys([unit, column]))].assign(creator_id=panel[unit])
-        _refuse(named, wrong, column, rule, _SOURCE)
+        refuse(named, wrong, column, rule, _SOURCE)
 
 
 def _finite(panel: pd.DataFrame, unit: str, column: str) -> np.ndarray:

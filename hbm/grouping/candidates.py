@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from hbm.data import DataError, _refuse, require_columns
+from hbm.checks import DataError, refuse, require_columns
 from hbm.grouping.thresholds import THRESHOLDS
 
 
@@ -400,14 +400,14 @@ def create_grouping(
     source = "creator_features"
     require_columns(creator_features, ("creator_id", grouping_var), source)
     ids = creator_features["creator_id"]
-    _refuse(creator_features, ids.duplicated(keep=False), "creator_id", "must be unique", source)
+    refuse(creator_features, ids.duplicated(keep=False), "creator_id", "must be unique", source)
     place = pd.Index(ids).get_indexer(pd.Index(ite_estimates["creator_id"]))
     rule = f"must be one of those of {source}"
-    _refuse(ite_estimates, place < 0, "creator_id", rule, "ite_estimates")
+    refuse(ite_estimates, place < 0, "creator_id", rule, "ite_estimates")
     labels = creator_features[grouping_var].iloc[place]
     missing = creator_features.iloc[place][["creator_id", grouping_var]]
     rule = "must not be missing (name a group for those whose value is unknown)"
-    _refuse(missing, labels.isna(), grouping_var, rule, source)
+    refuse(missing, labels.isna(), grouping_var, rule, source)
     return _with_genre(ite_estimates, labels.set_axis(ite_estimates.index))
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 from scipy import stats
 from scipy.optimize import brentq
 
-from hbm.data import DataError, _refuse, require_columns
+from hbm.checks import DataError, refuse, require_columns
 from hbm.grouping.candidates import _labels_of
 from hbm.grouping.thresholds import THRESHOLDS
 from hbm.intervals import LEVEL, normal_factor
@@ -412,11 +412,11 @@ def _clean(df: pd.DataFrame, grouping_var: str, outcome: str, se: str | None) ->
         raise DataError(f"df: no creator has both {grouping_var} and {outcome}")
     y = used[outcome].to_numpy(float)
     named = used if "creator_id" in used else used.assign(creator_id=used.index)
-    _refuse(named, ~np.isfinite(y), outcome, "must be a finite number", "df")
+    refuse(named, ~np.isfinite(y), outcome, "must be a finite number", "df")
     se2 = np.zeros(len(y))
     if se is not None:
         wrong = ~(np.isfinite(used[se]) & (used[se] > 0))
-        _refuse(named, wrong, se, "must be a number greater than 0", "df")
+        refuse(named, wrong, se, "must be a number greater than 0", "df")
         se2 = np.square(used[se].to_numpy(float))
     labels = _labels_of(used, grouping_var)
     code = labels.cat.codes.to_numpy(np.int64)

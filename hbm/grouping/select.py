@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from hbm.data import DataError, _refuse, require_columns
+from hbm.checks import DataError, refuse, require_columns
 from hbm.estimates import extract_hbm_estimates
 from hbm.grouping.candidates import (
     check_group_sizes,
@@ -263,7 +263,7 @@ def _known(history: pd.DataFrame, features: pd.DataFrame, outcome: str, path: _P
     source = "history"
     require_columns(history, ("creator_id", outcome), source)
     twice = history["creator_id"].duplicated(keep=False)
-    _refuse(history, twice, "creator_id", "must be unique", source)
+    refuse(history, twice, "creator_id", "must be unique", source)
     known = history["creator_id"].isin(features["creator_id"]) & history[outcome].notna()
     aside = f"; {(~known).sum()} without features or {outcome} set aside" * bool((~known).any())
     path.add("Is there a history?", "yes", f"{outcome} of {known.sum()} creators{aside}")
