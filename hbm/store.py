@@ -107,12 +107,12 @@ def records() -> list[dict[str, Any]]:
 
     Results of code or of library versions that have changed since, or are gone, are left out.
     """
-    found = []
+    found, state = [], cache(_state)  # which reads all that a function's module imports
     for path in sorted(store_dir().glob("*.json")):
         with contextlib.suppress(OSError, ValueError, KeyError, AttributeError, ImportError):
             record = json.loads(path.read_text("utf-8"))
             module, _, name = record["function"].rpartition(".")
-            if record["state"] == _state(module, name):
+            if record["state"] == state(module, name):
                 found.append(record)
     return found
 
