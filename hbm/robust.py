@@ -18,7 +18,7 @@ import pandas as pd
 
 from hbm import student
 from hbm.data import validate_summaries
-from hbm.diagnostics import HYPERPARAMETERS, check_diagnostics
+from hbm.diagnostics import HYPERPARAMETERS, check_diagnostics, estimates_of
 from hbm.estimates import effect_cdf, extract_genre_estimates, extract_hbm_estimates
 from hbm.exact.draws import extract_hyper_estimates
 from hbm.gaussian import Estimates
@@ -213,21 +213,16 @@ def robust_estimates(
     DiagnosticsError
         If the fit at full length failed its diagnostics too.
     """
-    idata = _fast_fit(summaries, priors, random_seed, FAST_STEP)
-    made = extract_hbm_estimates(idata, summaries, check=False)
-    if truth is None:
-        return made
-    return made.assign(pit=effect_cdf(idata, join_truth(made, truth)["effect_true"].to_numpy()))
-
-
-def _fast_fit(summaries: pd.DataFrame, priors: Priors, random_seed: int, step: int):
-    """Fit quickly, check, and return every so many of the draws."""
     settings = {"priors": priors, "random_seed": random_seed, "effects": False}
     idata = fit_hierarchical_model_robust(summaries, **settings, **FAST)
     if not check_diagnostics(idata, effects=False).ok:
         idata = fit_hierarchical_model_robust(summaries, **settings)
         check_diagnostics(idata, effects=False).raise_if_failed()
-    return idata.isel(draw=slice(None, None, step), missing_dims="ignore")
+    idata = idata.isel(draw=slice(None, None, FAST_STEP), missing_dims="ignore")
+    made = extract_hbm_estimates(idata, summaries, check=False)
+    if truth is None:
+        return made
+    return made.assign(pit=effect_cdf(idata, join_truth(made, truth)["effect_true"].to_numpy()))
 
 
 def outlier_study(
@@ -267,6 +262,10 @@ def outlier_study(
     ------
     KeyError
         If there is no such creator.
+    ValueError
+        If it is the only one of its genre.
+    DiagnosticsError
+        If a robust fit failed its diagnostics.
     """
     chosen = (summaries["creator_id"] == creator_id).to_numpy()
     if not chosen.any():
@@ -278,7 +277,7 @@ def outlier_study(
         raise ValueError(f"creator {creator_id!r} is the only one of its genre")
     rest = fit_hierarchical_model(summaries[~chosen], engine="exact", draws=0, priors=priors)
     center = extract_genre_estimates(rest)["mean"].iloc[genre_idx[chosen][0]]
-    spread = extract_hyper_estimates(rest).set_index("parameter").loc["sigma_creator", "mean"]
+    spread = _hyper_means(rest)["sigma_creator"]
     rows = []
     for distance in distances:
         plain = float(center + distance * spread)
@@ -287,19 +286,38 @@ def outlier_study(
             se=np.where(chosen, se, summaries["se"]),
         )
         normal = fit_hierarchical_model(moved, engine="exact", draws=0, priors=priors)
-        robust = _fast_fit(moved, priors, random_seed, FAST_STEP // 4)
-        hyper = extract_hyper_estimates(normal).set_index("parameter")["mean"]
-        draws = robust["posterior"].dataset
-        for model, fit, sigma_creator, nu in (
-            ("normal", normal, hyper["sigma_creator"], np.nan),
-            ("robust", robust, float(draws["sigma_creator"].mean()), float(draws["nu"].mean())),
-        ):
+        robust = fit_hierarchical_model_robust(
+            moved, priors=priors, random_seed=random_seed, effects=False
+        )
+        check_diagnostics(robust, effects=False).raise_if_failed()
+        for model, fit in (("normal", normal), ("robust", robust)):
             made = extract_hbm_estimates(fit, moved, check=False)
             own, width = made[chosen].iloc[0], made["ci_upper"] - made["ci_lower"]
             rows.append(
                 {"model": model, "distance": float(distance), "se": se, "plain": plain}
                 | own[["effect_hat", "ci_lower", "ci_upper", "shrinkage"]].to_dict()
-                | {"others": made.loc[in_genre, "effect_hat"].mean()}
-                | {"width": width[~chosen].mean(), "sigma_creator": sigma_creator, "nu": nu}
+                | {
+                    "others": _pooled_means(fit, made)[in_genre].mean(),
+                    "width": width[~chosen].mean(),
+                    **_hyper_means(fit),
+                }
             )
     return pd.DataFrame(rows)
+
+
+def _pooled_means(fit, made: pd.DataFrame) -> np.ndarray:
+    """Posterior means of the effects, of a robust fit from all of its draws."""
+    posterior = fit["posterior"].dataset
+    if "nu" not in posterior:
+        return made["effect_hat"].to_numpy()
+    data = estimates_of(fit)
+    means = student.conditional_means(data, student_draws(posterior), nodes_for(data))
+    return data.unsort(means.mean(axis=0))
+
+
+def _hyper_means(fit) -> dict[str, float]:
+    posterior = fit["posterior"].dataset
+    if "nu" in posterior:
+        return {name: float(posterior[name].mean()) for name in ("sigma_creator", "nu")}
+    means = extract_hyper_estimates(fit).set_index("parameter")["mean"]
+    return {"sigma_creator": means["sigma_creator"], "nu": np.nan}

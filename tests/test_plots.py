@@ -55,6 +55,26 @@ def posterior_of(summaries, truth, rng):
     )
 
 
+def outlier_table():
+    """What a study of an outlier returns, made up."""
+    rows = [
+        {
+            "model": model,
+            "distance": float(distance),
+            "se": se,
+            "plain": 0.5 + 0.4 * distance,
+            "effect_hat": 0.5 + part * distance,
+            "ci_lower": 0.3 + part * distance,
+            "ci_upper": 0.7 + part * distance,
+            "others": 0.5 + 0.1 * part * distance,
+        }
+        for se, parts in ((0.1, (0.3, 0.35)), (0.5, (0.1, 0.2)))
+        for distance in (0, 4, 8)
+        for model, part in zip(("normal", "robust"), parts, strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
 def build(genres, n_creators_per_genre):
     """Every table and posterior that a figure can be given, for one simulated platform."""
     rng = np.random.default_rng(5)
@@ -98,6 +118,7 @@ def build(genres, n_creators_per_genre):
         readouts=readouts,
         halves=halves,
         pit=rng.uniform(size=len(plain)),
+        outlier=outlier_table(),
         ranks=pd.DataFrame(rng.uniform(size=(60, len(QUANTITIES))), columns=list(QUANTITIES)),
         times=pd.DataFrame(
             {
@@ -129,6 +150,7 @@ FIGURES = {
     "readouts": lambda d: plots.plot_readouts(d.readouts),
     "halves": lambda d: plots.plot_halves(d.halves),
     "loo_pit": lambda d: plots.plot_loo_pit(d.pit),
+    "outlier": lambda d: plots.plot_outlier(d.outlier),
     "sbc": lambda d: plots.plot_sbc({"one": d.ranks, "other": d.ranks, "third": d.ranks[:40]}),
     "scaling": lambda d: plots.plot_scaling({"exact": d.times}, {"a fit by NUTS": (500, 40.0)}),
 }
@@ -217,6 +239,7 @@ def test_unit_is_the_callers(name, data):
         "genre_posteriors": (data.idata, data.complete),
         "readouts": (data.readouts,),
         "halves": (data.halves,),
+        "outlier": (data.outlier,),
     }.get(name, (data.idata,))
     fig = draw(*given, unit="points per pupil", figsize=(5, 3))
     said = " ".join(texts(fig))
@@ -550,6 +573,37 @@ def test_genre_posteriors_plot(data):
     assert legend == {"posterior", "complete pooling", "true mean"}
     without = plots.plot_genre_posteriors(data.idata, data.complete)
     assert all(len(upright(ax)) == 1 for ax in without.axes)
+
+
+def test_outlier_plot(data):
+    """A row a standard error; the curves are the table's, those of others from where they began."""
+    study = data.outlier
+    fig = plots.plot_outlier(study)
+    assert len(fig.axes) == 4
+    for place, (se, rows) in enumerate(study.groupby("se")):
+        own, others = fig.axes[2 * place : 2 * place + 2]
+        assert f"{se:.2g}" in own.get_title()
+        curves = {tuple(line.get_ydata()) for line in own.get_lines()}
+        shifts = {tuple(np.round(line.get_ydata(), 9)) for line in others.get_lines()}
+        assert tuple(rows["plain"].unique()) in curves
+        for _, one in rows.groupby("model"):
+            assert tuple(one["effect_hat"]) in curves
+            assert tuple(np.round(one["others"] - one["others"].iloc[0], 9)) in shifts
+        assert len(own.collections) == 2  # a band a model
+    said = texts(fig)
+    assert {"normal model", "robust model", "95% interval", "plain estimate"} <= set(said)
+
+
+def test_degrees_of_freedom_have_no_unit(data):
+    import xarray as xr
+
+    posterior = data.idata["posterior"].dataset
+    nu = posterior["sigma_creator"] * 10 + 2
+    tree = xr.DataTree.from_dict({"posterior": posterior.assign(nu=nu)})
+    for fig in (plots.plot_hyperparameters(tree), plots.plot_trace(tree), plots.plot_rank(tree)):
+        said = [text for text in texts(fig) if "nu" in text.split()]
+        assert said or any("nu" == text for text in texts(fig))
+        assert not any("dollars" in text for text in said)
 
 
 def test_hyperparameters_plot(data):

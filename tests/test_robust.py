@@ -16,7 +16,13 @@ from hbm.gaussian import Estimates
 from hbm.model import fit_hierarchical_model
 from hbm.predictive import leave_one_out, loo_pit, posterior_predictive, with_log_likelihood
 from hbm.priors import Fixed, HalfNormal, Normal, Priors
-from hbm.robust import FAST, _model, fit_hierarchical_model_robust, robust_estimates
+from hbm.robust import (
+    FAST,
+    _model,
+    fit_hierarchical_model_robust,
+    outlier_study,
+    robust_estimates,
+)
 from hbm.student import genre_centers, nodes_for
 
 
@@ -392,6 +398,19 @@ def test_fast_estimates_are_those_of_the_full_fit(fit, small):
     )
 
 
+def test_with_a_truth_the_estimates_carry_its_probability(fit, small):
+    rng = np.random.default_rng(0)
+    effects = rng.normal(0.5, 0.5, len(small))
+    truth = {
+        "creator_effects": effects,
+        "creator_id": small["creator_id"].to_numpy(),
+        "creator_genre": small["genre_idx"].to_numpy(),
+        "genre_effects": np.zeros(3),
+    }
+    pit = robust_estimates(small, truth)["pit"]
+    np.testing.assert_allclose(pit, effect_cdf(fit, effects), atol=0.03)
+
+
 def test_a_fast_fit_that_fails_is_sampled_at_full_length(small, monkeypatch):
     used = []
     real = fit_hierarchical_model_robust
@@ -411,6 +430,72 @@ def test_a_fast_fit_that_fails_is_sampled_at_full_length(small, monkeypatch):
 
 def test_fast_settings_can_pass():
     assert FAST["draws"] > 2 * hbm.diagnostics.MIN_ESS_PER_CHAIN
+
+
+# --- outliers --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def outliers(small):
+    """A creator with little noise, and the same with much, at its genre and far from it."""
+    creator = small["creator_id"].iloc[7]
+    return {se: outlier_study(small, creator, [0, 3, 8], se=se) for se in (0.08, 0.5)}
+
+
+def columns(study, model):
+    return study[study["model"] == model].set_index("distance")
+
+
+def test_an_outlier_is_put_where_it_was_asked_for(small, outliers):
+    study, creator = outliers[0.5], small["creator_id"].iloc[7]
+    assert study["model"].tolist() == ["normal", "robust"] * 3
+    assert (study["se"] == 0.5).all()
+    rest = fit_hierarchical_model(small[small["creator_id"] != creator], engine="exact")
+    center = extract_genre_estimates(rest).set_index("genre")["mean"][small["genre"].iloc[7]]
+    plain = columns(study, "normal")["plain"]
+    assert plain[0] == pytest.approx(center)
+    spread = float(rest["posterior"]["sigma_creator"].mean())
+    assert plain[8] - plain[0] == pytest.approx(8 * spread, rel=0.02)
+    moved = small.assign(
+        effect_hat=small["effect_hat"].where(small["creator_id"] != creator, plain[8]),
+        se=small["se"].where(small["creator_id"] != creator, 0.5),
+    )
+    made = extract_hbm_estimates(fit_hierarchical_model(moved, engine="exact"), moved)
+    own = made.set_index("creator_id").loc[creator]
+    normal = columns(study, "normal").loc[8]
+    assert normal["effect_hat"] == pytest.approx(own["effect_hat"])
+    others = made[(made["genre"] == own["genre"]) & (made["creator_id"] != creator)]
+    assert normal["others"] == pytest.approx(others["effect_hat"].mean())
+
+
+def test_far_out_the_robust_model_pulls_less_and_the_normal_one_never_lets_go(outliers):
+    study = outliers[0.5]
+    normal, robust = (columns(study, model)["shrinkage"] for model in ("normal", "robust"))
+    assert robust[8] < 0.8 * robust[0]
+    assert robust[8] < 0.9 * normal[8]
+    assert abs(robust[0] - normal[0]) < 0.1
+
+
+def test_a_sure_outlier_moves_and_widens_the_others_less_in_the_robust_model(outliers):
+    study = outliers[0.08]
+    normal, robust = (columns(study, model) for model in ("normal", "robust"))
+    assert robust["others"][8] - robust["others"][0] < 0.5 * (
+        normal["others"][8] - normal["others"][0]
+    )
+    growth = [frame["width"][8] / frame["width"][0] for frame in (normal, robust)]
+    assert growth[1] - 1 < 0.7 * (growth[0] - 1)
+    assert robust["nu"][8] < 0.7 * robust["nu"][0]
+    assert normal["nu"].isna().all()
+    for frame in (normal, robust):  # and both believe its own estimate
+        assert frame["shrinkage"][8] < 0.1
+
+
+def test_only_a_creator_with_company_can_be_moved(small):
+    with pytest.raises(KeyError, match="no creator 'nobody'"):
+        outlier_study(small, "nobody", [0])
+    lonely = small.assign(genre_idx=np.where(np.arange(48) == 7, 1, 0)).drop(columns="genre")
+    with pytest.raises(ValueError, match="is the only one of its genre"):
+        outlier_study(lonely, lonely["creator_id"].iloc[7], [0])
 
 
 # --- predictive checks --------------------------------------------------------------------------

@@ -18,6 +18,7 @@ _HYPERPARAMETERS = {
     "mu_global": "platform mean, mu_global",
     "sigma_genre": "sd of genres, sigma_genre",
     "sigma_creator": "sd of creators, sigma_creator",
+    "nu": "degrees of freedom, nu",
 }
 
 
@@ -51,8 +52,8 @@ def _free_hyperparameters(posterior) -> list[str]:
     return names
 
 
-def _axis_name(name: str, unit: str) -> str:
-    return f"{_HYPERPARAMETERS[name]}\n({unit})"
+def _with_unit(name: str, text: str, unit: str) -> str:
+    return text if name == "nu" else f"{text}\n({unit})"
 
 
 @look.house
@@ -131,7 +132,7 @@ def plot_hyperparameters(
             ax.plot(x, getattr(priors, name).scipy().pdf(x), color=look.SOFT, linestyle=(0, (1, 1)))
         if truth is not None and name in truth:
             ax.axvline(truth[name], **look.TRUTH)
-        ax.set_xlabel(_axis_name(name, unit))
+        ax.set_xlabel(_with_unit(name, _HYPERPARAMETERS[name], unit))
         _density_axis(ax)
     axes[0, 0].set_ylabel("Density")
     keys = [
@@ -163,8 +164,8 @@ def plot_trace(idata, *, unit: str = look.UNIT, figsize=None) -> Figure:
             right.plot(draws, color=line["color"], linewidth=0.35, alpha=0.6)
         left.set_ylabel("Density", fontsize=7)
         left.set_xlim(right.get_ylim())
-        left.set_xlabel(_axis_name(name, unit))
-        right.set_ylabel(f"{name}\n({unit})", fontsize=7)
+        left.set_xlabel(_with_unit(name, _HYPERPARAMETERS[name], unit))
+        right.set_ylabel(_with_unit(name, name, unit), fontsize=7)
         right.tick_params(labelbottom=name == names[-1])
         right.set_xlim(0, posterior.sizes["draw"])
         _density_axis(left)

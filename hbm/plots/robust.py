@@ -27,7 +27,13 @@ def plot_outlier(study: pd.DataFrame, *, unit: str = look.UNIT, figsize=None) ->
     """
     errors = sorted(study["se"].unique())
     fig, axes = look.subplots(
-        len(errors), 2, figsize=figsize, taller=0.72 * len(errors), squeeze=False, sharex=True
+        len(errors),
+        2,
+        figsize=figsize,
+        taller=0.72 * len(errors),
+        squeeze=False,
+        sharex=True,
+        sharey="col",
     )
     for (own, others), se in zip(axes, errors, strict=True):
         rows = study[study["se"] == se]
