@@ -602,7 +602,7 @@ def test_degrees_of_freedom_have_no_unit(data):
     tree = xr.DataTree.from_dict({"posterior": posterior.assign(nu=nu)})
     for fig in (plots.plot_hyperparameters(tree), plots.plot_trace(tree), plots.plot_rank(tree)):
         said = [text for text in texts(fig) if "nu" in text.split()]
-        assert said or any("nu" == text for text in texts(fig))
+        assert said or any(text == "nu" for text in texts(fig))
         assert not any("dollars" in text for text in said)
 
 

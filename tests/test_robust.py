@@ -432,7 +432,7 @@ def test_fast_settings_can_pass():
     assert FAST["draws"] > 2 * hbm.diagnostics.MIN_ESS_PER_CHAIN
 
 
-# --- outliers --------------------------------------------------------------------------------------
+# --- outliers ----------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

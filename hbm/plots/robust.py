@@ -75,5 +75,5 @@ def plot_outlier(study: pd.DataFrame, *, unit: str = look.UNIT, figsize=None) ->
     ]
     keys.append(Patch(color=look.SOFT, alpha=0.3, label=f"{LEVEL:.0%} interval"))
     keys.append(look.key("plain estimate", color=look.FAINT, linestyle=(0, (1, 1))))
-    look.below(fig, keys)
+    look.below(fig, keys, ncols=2)
     return fig
