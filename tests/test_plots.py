@@ -216,7 +216,7 @@ def test_figure_is_whole(name, data):
     shown = [ax for ax in fig.axes if ax.get_visible()]
     bottom = [ax for ax in shown if ax.get_subplotspec().is_last_row()]
     named = name == "creators"  # there the ticks are words
-    assert named or all(ax.get_xlabel() for ax in bottom)
+    assert named or fig.get_supxlabel() or all(ax.get_xlabel() for ax in bottom)
     assert fig.get_supylabel() or shown[0].get_ylabel()
     if name not in UNITLESS:
         labels = [fig.get_supylabel(), *(ax.get_xlabel() for ax in shown)]

@@ -63,12 +63,11 @@ def plot_outlier(study: pd.DataFrame, *, unit: str = look.UNIT, figsize=None) ->
         look.no_effect(others, "y")
         own.set_ylabel(f"Pooled estimate\n({unit})")
         others.set_ylabel(f"Shift of its genre's others\n({unit})")
-        own.set_title(f"Own estimate, standard error {se:.2g}")
-        others.set_title("Mean of the others' pooled estimates")
-    for ax in axes[-1]:
-        ax.set_xlabel(
-            "Distance of the plain estimate from its genre\n(standard deviations of creators)"
-        )
+        own.set_title(f"Its own estimate, standard error {se:.2g}")
+        others.set_title("The others of its genre, mean")
+    fig.supxlabel(
+        "Distance of the plain estimate from its genre (standard deviations of creators)", size=8.5
+    )
     keys = [
         look.key(f"{model} model", color=colour, marker=marker, linestyle=dash, markersize=4)
         for model, (colour, marker, dash) in _MODELS.items()
