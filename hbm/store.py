@@ -21,7 +21,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,8 @@ def _content(value: Any) -> Any:
         return sorted(variables.items(), key=lambda item: item[0])
     if hasattr(value, "to_numpy") and hasattr(value, "columns"):
         return [(name, _column(column)) for name, column in value.items()], value.index.to_numpy()
+    if isinstance(value, partial):
+        return "partial", _content(value.func), _content(value.args), _content(value.keywords)
     if inspect.isroutine(value) or inspect.isclass(value):
         module, name = value.__module__, value.__qualname__
         if module == "__main__" or "<" in name or inspect.ismethod(value):

@@ -79,15 +79,16 @@ def simulate_summaries(
     return summarize_creators(pd.DataFrame(arms), variance=variance), truth
 
 
-def _classical(estimator: Callable[..., pd.DataFrame], **settings: Any):
-    """Make an estimator of a study: normal around its estimate, whatever its interval."""
-
-    def estimate(summaries: pd.DataFrame, truth: dict[str, Any]) -> pd.DataFrame:
-        made = estimator(summaries, **settings)
-        z = (join_truth(made, truth)["effect_true"] - made["effect_hat"]) / made["se"]
-        return made.assign(pit=ndtr(z))
-
-    return estimate
+def _classical(
+    summaries: pd.DataFrame,
+    truth: dict[str, Any],
+    estimator: Callable[..., pd.DataFrame],
+    **settings,
+) -> pd.DataFrame:
+    """Estimate without a posterior: `pit` is normal around the estimate, whatever its interval."""
+    made = estimator(summaries, **settings)
+    z = (join_truth(made, truth)["effect_true"] - made["effect_hat"]) / made["se"]
+    return made.assign(pit=ndtr(z))
 
 
 def _student(summaries: pd.DataFrame, truth: dict[str, Any]) -> pd.DataFrame:
@@ -97,7 +98,7 @@ def _student(summaries: pd.DataFrame, truth: dict[str, Any]) -> pd.DataFrame:
 
 
 def _oracle(summaries: pd.DataFrame, truth: dict[str, Any]) -> pd.DataFrame:
-    return _classical(oracle_estimates, truth=truth)(summaries, truth)
+    return _classical(summaries, truth, partial(oracle_estimates, truth=truth))
 
 
 def pooled(
@@ -111,8 +112,8 @@ def pooled(
 
 #: The estimators of a study: name and function of summaries and truth that returns estimates.
 ESTIMATORS: dict[str, Callable[[pd.DataFrame, dict[str, Any]], pd.DataFrame]] = {
-    "No pooling": _classical(no_pooling_estimates),
-    "Complete pooling": _classical(complete_pooling_estimates),
+    "No pooling": partial(_classical, estimator=no_pooling_estimates),
+    "Complete pooling": partial(_classical, estimator=complete_pooling_estimates),
     "Partial pooling, no genres": partial(pooled, priors=Priors(sigma_genre=Fixed(0))),
     "Partial pooling": pooled,
     "Oracle": _oracle,
@@ -121,9 +122,11 @@ ESTIMATORS: dict[str, Callable[[pd.DataFrame, dict[str, Any]], pd.DataFrame]] = 
 #: Further estimators that partial pooling is measured against.
 RIVALS: dict[str, Callable[[pd.DataFrame, dict[str, Any]], pd.DataFrame]] = {
     "No pooling, Student's t": _student,
-    "James–Stein": _classical(james_stein_estimates),
-    "Empirical Bayes, no genres": _classical(empirical_bayes_estimates, grouping=False),
-    "Empirical Bayes": _classical(empirical_bayes_estimates),
+    "James–Stein": partial(_classical, estimator=james_stein_estimates),
+    "Empirical Bayes, no genres": partial(
+        _classical, estimator=empirical_bayes_estimates, grouping=False
+    ),
+    "Empirical Bayes": partial(_classical, estimator=empirical_bayes_estimates),
 }
 
 

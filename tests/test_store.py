@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from functools import partial
 
 import joblib
 import numpy as np
@@ -255,12 +256,21 @@ def test_a_new_version_of_a_library_is_noticed(package, monkeypatch):
 def test_the_code_of_a_function_that_is_passed_counts(package):
     package.write("other", "def f(x):\n    return x\n")
 
-    def result():
-        return kept(package.study.apply, importlib.import_module("tried.other").f)
+    def result(wrap):
+        return kept(package.study.apply, wrap(importlib.import_module("tried.other").f))
 
-    assert result() == 3
-    changed(package, "other", "return x", "return x + 1")
-    assert result() == 4
+    for wrap in (lambda f: f, partial):
+        assert result(wrap) == 3
+        changed(package, "other", "return x", "return x + 1")
+        assert result(wrap) == 4
+        package.write("other", "def f(x):\n    return x\n")
+
+
+def test_the_settings_of_a_partial_count(package):
+    power = partial(pow, 2)
+    assert kept(package.study.apply, power) == 8
+    assert kept(package.study.apply, partial(pow, exp=2)) == 9
+    assert kept(package.study.apply, partial(pow, 2)) == 8
 
 
 def test_functions_that_cannot_be_identified_are_refused(package):
