@@ -1,6 +1,6 @@
 # The book, its tests, and readouts of your own table. `make` alone lists what there is.
 .DEFAULT_GOAL := help
-.PHONY: help setup book test readout bench lint readme lock clean
+.PHONY: help setup book test readout studies bench lint readme lock clean
 
 PYTHON  := .venv/bin/python
 UV      := $(shell command -v uv 2>/dev/null || echo .tools/uv/bin/uv)
@@ -62,6 +62,9 @@ readout: $(READY)  ## readouts for your own table: make readout DATA=my.csv
 	@$(call render,chapters/readout,-P data:"$(abspath $(DATA))" $(PARAMETERS))
 	@echo "readout: page      _readout/index.html and _readout/index.pdf"
 	@echo "readout: readouts  _readout/readouts.csv"
+
+studies: $(READY)  ## compute the studies of all chapters, for the next render to find
+	@$(PYTHON) -m offline.studies
 
 bench: $(READY)  ## measure speed and memory, for the table in benchmarks
 	@$(PYTHON) -m benchmarks $(ARGS)

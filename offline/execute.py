@@ -103,15 +103,20 @@ def execute(project, chapter, parameters):
         kept = json.loads(shelf.read_text("utf-8"))
         if kept["key"] == key:
             return kept["outputs"], True
-    here = project.config.get("project", {}).get("execute-dir") == "project"
-    folder = project.root if here else (project.root / chapter.file).parent
-    outputs = run(folder, todo, options) if todo else []
+    outputs = run(workplace(project, chapter), todo, options) if todo else []
     if not parameters:
         shelf.parent.mkdir(exist_ok=True)
         draft = shelf.with_suffix(f".{os.getpid()}")
         draft.write_text(json.dumps({"key": key, "outputs": outputs}), "utf-8")
         draft.replace(shelf)
     return outputs, False
+
+
+def workplace(project, chapter):
+    """The folder that the code of a chapter starts in."""
+    if project.config.get("project", {}).get("execute-dir") == "project":
+        return project.root
+    return (project.root / chapter.file).parent
 
 
 def fingerprint(project, chapter, todo):
@@ -124,7 +129,8 @@ def fingerprint(project, chapter, todo):
         listed = [*rooms, *(path.relative_to(project.root).as_posix() for path in inside)]
     digest = hashlib.sha256(Path(__file__).read_bytes())
     code = [(source, may_fail) for source, _, _, may_fail in todo]
-    digest.update(repr((sys.version, code, chapter.meta)).encode())
+    size = os.environ.get("HBM_STUDIES")
+    digest.update(repr((sys.version, code, chapter.meta, size)).encode())
     for name in sorted(set(listed)):
         path = project.root / name
         inside = name.split("/")[0] in packages
@@ -153,7 +159,9 @@ def run(cwd, todo, options):
             "figure.figsize: {fig-width}, {fig-height}\nfigure.dpi: 96\n"
             "svg.hashsalt: offline\n".format(**options)
         )
-        with client.setup_kernel(env=os.environ | {"MATPLOTLIBRC": str(style)}):
+        # Asked for, since a manager that was handed in is left with its kernel running.
+        env = os.environ | {"MATPLOTLIBRC": str(style)}
+        with client.setup_kernel(env=env, cleanup_kc=True):
             for index, (cell, step) in enumerate(zip(cells, todo, strict=True)):
                 run_step(client, cell, index, step)
                 if step[2] != HIDDEN:

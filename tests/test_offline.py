@@ -188,6 +188,12 @@ def offline(folder, *arguments, succeeds=True):
     return printed.getvalue()
 
 
+def studies(folder):
+    command = [sys.executable, "-m", "offline.studies"]
+    path = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.run(command, cwd=folder, env=path, capture_output=True, text=True)
+
+
 class Page(HTMLParser):
     """A page's elements as (tag, attributes), and its text."""
 
@@ -421,6 +427,33 @@ def test_cells_run_again_when_the_package_changes(tmp_path):
     assert "kept" not in offline(tmp_path)
 
 
+def test_cells_run_again_when_studies_are_of_another_size(tmp_path, monkeypatch):
+    single(tmp_path, "# One\n\n```{python}\nimport os; os.environ.get('HBM_STUDIES')\n```\n")
+    monkeypatch.setenv("HBM_STUDIES", "small")
+    offline(tmp_path)
+    monkeypatch.setenv("HBM_STUDIES", "other")
+    assert "kept" not in offline(tmp_path)
+    assert "other" in (tmp_path / "out/index.html").read_text()
+
+
+def test_studies_run_the_code_in_this_terminal(tmp_path):
+    cell = (
+        "```{python}\n#| include: false\nimport sys\nfrom IPython.display import Markdown\n"
+        "open('made.txt', 'a').write('x'); print('on its way', file=sys.stderr)\n```\n"
+    )
+    single(tmp_path, f"# One\n\n{cell}\nText with `{{python}} 1 / 0`.\n\n{cell}")
+    seen = studies(tmp_path)
+    assert (tmp_path / "made.txt").read_text() == "xx"
+    assert seen.stderr.count("on its way") == 2
+    assert "studies: index.qmd" in seen.stderr
+    assert not (tmp_path / "out").exists()
+    single(tmp_path, "# One\n\n```{python}\nraise ValueError('no luck')\n```\n")
+    failed = studies(tmp_path)
+    assert failed.returncode == 1
+    assert "no luck" in failed.stdout + failed.stderr
+    assert "index.qmd: its code failed" in failed.stderr
+
+
 def test_parameters(tmp_path):
     single(
         tmp_path,
@@ -451,6 +484,14 @@ def test_a_failing_cell_is_named_where_it_stands(tmp_path, included):
 def test_a_dead_kernel_is_called_dead(tmp_path):
     single(tmp_path, "# One\n\n```{python}\nimport os; os._exit(1)\n```\n")
     assert "index.qmd:3: this cell failed: the kernel died" in offline(tmp_path, succeeds=False)
+
+
+def test_no_kernel_outlives_its_chapter(tmp_path):
+    cell = "import os; open('pid', 'w').write(str(os.getpid()))"
+    single(tmp_path, f"# One\n\n```{{python}}\n{cell}\n```\n")
+    offline(tmp_path)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 def test_dangling_references_stop_the_build(tmp_path):
