@@ -39,17 +39,17 @@ _PUBLIC = {
     "sensitivity": "prior_sensitivity",
     "halves": "split_half split_half_summary",
     "readout": "creator_readouts readout_report sample_ratio_mismatch",
-    "panels": "generate_rollout_data validate_panel",
+    "rollouts.panels": "generate_rollout_data validate_panel",
     "covariance": "StructuredCovariance",
     "rollouts": "RolloutEstimates borusyak_imputation_estimator",
-    "placebos": (
+    "rollouts.placebos": (
         "PretrendTest borusyak_imputation_estimator_calibrated placebo_effects placebo_test "
         "pretrend_test"
     ),
     "exact.correlated": (
         "extract_correlated_estimates extract_correlated_genres fit_correlated_model"
     ),
-    "rollout_studies": "drift_study rollout_seconds rollout_study",
+    "rollouts.study": "drift_study rollout_seconds rollout_study",
     "grouping.thresholds": "Thresholds",
     "grouping.candidates": (
         "bin_feature check_group_sizes coarser_bins create_grouping cross_groupings "

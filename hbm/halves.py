@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from hbm.baselines import complete_pooling_estimates
-from hbm.data import GROUPS, DataError, require_columns, summarize_creators, validate_users
+from hbm.checks import DataError, require_columns
+from hbm.data import GROUPS, summarize_creators, validate_users
 from hbm.estimates import extract_hbm_estimates
 from hbm.intervals import LEVEL, normal_factor
 from hbm.model import fit_hierarchical_model

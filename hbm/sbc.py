@@ -20,7 +20,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from hbm.data import require_columns, validate_summaries
+from hbm.checks import require_columns
+from hbm.data import validate_summaries
 from hbm.diagnostics import HYPERPARAMETERS, hyper_draws
 from hbm.estimates import effect_cdf, mixture
 from hbm.exact.draws import draw_effects, hyper_cdf

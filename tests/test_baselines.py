@@ -12,7 +12,8 @@ from hbm.baselines import (
     james_stein_estimates,
     no_pooling_estimates,
 )
-from hbm.data import DataError, summarize_creators
+from hbm.checks import DataError
+from hbm.data import summarize_creators
 from hbm.gaussian import Estimates, Hyper, log_density
 from hbm.intervals import LEVEL, normal_factor, tail_probabilities
 

@@ -9,8 +9,8 @@ from conftest import K
 from scipy import stats
 from scipy.special import logsumexp
 
+from hbm.checks import DataError
 from hbm.covariance import StructuredCovariance
-from hbm.data import DataError
 from hbm.diagnostics import DiagnosticsError, check_diagnostics
 from hbm.estimates import extract_genre_estimates, extract_hbm_estimates
 from hbm.exact.correlated import (

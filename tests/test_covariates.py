@@ -9,7 +9,7 @@ from conftest import K
 from scipy import stats
 from test_exact import PROMISED, WIDE, Dense, exact, simulated
 
-from hbm.data import DataError
+from hbm.checks import DataError
 from hbm.diagnostics import check_diagnostics
 from hbm.estimates import extract_genre_estimates, extract_hbm_estimates
 from hbm.exact import extract_slope_estimates, predict_effects

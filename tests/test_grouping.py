@@ -15,7 +15,7 @@ from scipy import stats
 from sklearn.metrics import adjusted_rand_score
 from statsmodels.stats.multitest import multipletests
 
-from hbm.data import DataError
+from hbm.checks import DataError
 from hbm.grouping import explore
 from hbm.grouping.candidates import (
     bin_feature,

@@ -6,7 +6,7 @@ import pytest
 from conftest import K
 from scipy import stats
 
-from hbm.data import DataError
+from hbm.checks import DataError
 from hbm.estimates import extract_genre_estimates, extract_hbm_estimates
 from hbm.exact.loo import loo_exact
 from hbm.grouping import select

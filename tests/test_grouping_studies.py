@@ -6,7 +6,7 @@ import pytest
 from conftest import K
 from scipy import stats
 
-from hbm.data import DataError
+from hbm.checks import DataError
 from hbm.estimates import extract_hbm_estimates
 from hbm.gaussian import Moments
 from hbm.grouping import monitor

@@ -6,7 +6,8 @@ import pytest
 from conftest import K
 
 from hbm.baselines import no_pooling_estimates
-from hbm.data import DataError, generate_experiment_data, summarize_creators
+from hbm.checks import DataError
+from hbm.data import generate_experiment_data, summarize_creators
 from hbm.halves import split_half, split_half_summary
 
 

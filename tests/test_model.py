@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from conftest import K
 
-from hbm.data import DataError, generate_experiment_data, summarize_creators
+from hbm.checks import DataError
+from hbm.data import generate_experiment_data, summarize_creators
 from hbm.diagnostics import DiagnosticsError, check_diagnostics
 from hbm.estimates import extract_hbm_estimates
 from hbm.gaussian import Estimates, Hyper, creator_moments, genre_moments, log_density

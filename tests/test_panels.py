@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from conftest import K
 
-from hbm.data import DataError
-from hbm.panels import Panel, generate_rollout_data, validate_panel
+from hbm.checks import DataError
+from hbm.rollouts.panels import Panel, generate_rollout_data, validate_panel
 
 
 @pytest.fixture

@@ -7,17 +7,17 @@ import statsmodels.api as sm
 from conftest import K
 from scipy import stats
 
-from hbm.data import DataError
-from hbm.panels import generate_rollout_data
-from hbm.placebos import (
+from hbm.checks import DataError
+from hbm.replicate import replicate
+from hbm.rollouts import borusyak_imputation_estimator
+from hbm.rollouts.panels import generate_rollout_data
+from hbm.rollouts.placebos import (
     MIN_PLACEBOS,
     borusyak_imputation_estimator_calibrated,
     placebo_effects,
     placebo_test,
     pretrend_test,
 )
-from hbm.replicate import replicate
-from hbm.rollouts import borusyak_imputation_estimator
 
 SMALL = {"n_creators_per_genre": 12, "n_periods": 10, "rollout": (5, 10)}
 
@@ -161,8 +161,8 @@ def test_a_placebo_is_compared_with_untreated_rows_of_others(panel):
 
 def _folds_of(panel, rng):
     """The folds, in the order in which `placebo_effects` draws."""
-    from hbm.panels import Panel
-    from hbm.placebos import _pretend_never
+    from hbm.rollouts.panels import Panel
+    from hbm.rollouts.placebos import _pretend_never
 
     checked = Panel.from_frame(panel)
     first = _pretend_never(checked, rng)

@@ -9,7 +9,7 @@ from scipy.special import gammaln
 from test_model import ESTIMATES, K_MANY, assert_agrees
 
 import hbm.robust
-from hbm.data import DataError
+from hbm.checks import DataError
 from hbm.diagnostics import DiagnosticsError, check_diagnostics
 from hbm.estimates import effect_cdf, extract_genre_estimates, extract_hbm_estimates
 from hbm.gaussian import Estimates

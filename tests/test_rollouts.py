@@ -10,11 +10,11 @@ from causaldata import castle
 from conftest import K
 from scipy import sparse
 
-from hbm.data import DataError
-from hbm.panels import Panel, generate_rollout_data
+from hbm.checks import DataError
 from hbm.replicate import replicate
 from hbm.rollouts import borusyak_imputation_estimator, estimate_rollout
-from hbm.twoway import TwoWay
+from hbm.rollouts.panels import Panel, generate_rollout_data
+from hbm.rollouts.twoway import TwoWay
 
 SMALL = {"n_creators_per_genre": 8, "n_periods": 8, "rollout": (3, 8)}
 

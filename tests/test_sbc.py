@@ -7,7 +7,7 @@ from conftest import K
 from scipy import stats
 
 from hbm import planted, sbc
-from hbm.data import DataError
+from hbm.checks import DataError
 from hbm.exact import draw_effects
 from hbm.gaussian import Hyper
 from hbm.model import fit_hierarchical_model

@@ -7,7 +7,7 @@ from conftest import K
 from scipy import stats
 
 from hbm.baselines import no_pooling_estimates
-from hbm.data import DataError
+from hbm.checks import DataError
 from hbm.studies import simulate_summaries
 from hbm.validation import (
     SIZE_BINS,

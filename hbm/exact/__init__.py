@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from hbm.data import DataError, require_columns
+from hbm.checks import DataError, require_columns
 from hbm.diagnostics import HYPERPARAMETERS
 from hbm.exact.covariates import likelihood_for
 from hbm.exact.draws import MAX_VALUES, draw_effects, likelihood_of

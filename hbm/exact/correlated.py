@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from hbm.checks import DataError
 from hbm.covariance import StructuredCovariance
-from hbm.data import DataError, validate_summaries
+from hbm.data import validate_summaries
 from hbm.diagnostics import HYPERPARAMETERS, check_diagnostics, estimates_of
 from hbm.exact.likelihood import _LOG_2PI, Likelihood
 from hbm.exact.quadrature import integrate

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from hbm.data import require_columns
+from hbm.checks import require_columns
 from hbm.estimates import extract_genre_estimates
 from hbm.grouping.candidates import create_grouping
 from hbm.grouping.thresholds import THRESHOLDS

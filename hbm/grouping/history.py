@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from hbm.data import DataError, require_columns
+from hbm.checks import DataError, require_columns
 from hbm.grouping.candidates import bin_feature, quantile_names
 from hbm.studies import simulate_summaries
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from hbm.panels import generate_rollout_data
-from hbm.placebos import borusyak_imputation_estimator_calibrated, pretrend_test
-from hbm.rollout_studies import ERRORS, drift_study, rollout_seconds, rollout_study
 from hbm.rollouts import borusyak_imputation_estimator
+from hbm.rollouts.panels import generate_rollout_data
+from hbm.rollouts.placebos import borusyak_imputation_estimator_calibrated, pretrend_test
+from hbm.rollouts.study import ERRORS, drift_study, rollout_seconds, rollout_study
 
 PLATFORM = {"n_creators_per_genre": 12, "n_periods": 12, "rollout": (5, 11), "never_share": 0.5}
 

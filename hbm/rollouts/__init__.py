@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from hbm.checks import DataError
 from hbm.covariance import StructuredCovariance
-from hbm.data import DataError
 from hbm.intervals import LEVEL, normal_factor
-from hbm.panels import Panel
-from hbm.twoway import Errors, TwoWay, correlation, estimate_errors
+from hbm.rollouts.panels import Panel
+from hbm.rollouts.twoway import Errors, TwoWay, correlation, estimate_errors
 
 #: Rules by which effects are averaged before their spread counts as variance.
 AVERAGES = ("cohort_horizon", "horizon", "all")

@@ -16,10 +16,10 @@ from hbm.exact.correlated import (
     fit_correlated_model,
 )
 from hbm.intervals import normal_factor
-from hbm.panels import generate_rollout_data
-from hbm.placebos import borusyak_imputation_estimator_calibrated, pretrend_test
 from hbm.replicate import replicate
 from hbm.rollouts import RolloutEstimates, borusyak_imputation_estimator
+from hbm.rollouts.panels import generate_rollout_data
+from hbm.rollouts.placebos import borusyak_imputation_estimator_calibrated, pretrend_test
 from hbm.validation import compare_estimators
 
 #: What may be taken for the errors of single creators: name and settings.

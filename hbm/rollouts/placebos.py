@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from hbm.data import DataError
-from hbm.panels import Panel
+from hbm.checks import DataError
 from hbm.rollouts import (
     RolloutEstimates,
     borusyak_imputation_estimator,
@@ -22,6 +21,7 @@ from hbm.rollouts import (
     fit_untreated,
     with_intervals,
 )
+from hbm.rollouts.panels import Panel
 
 SOURCES = ("auto", "never", "before")
 

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from hbm import plots
-from hbm.panels import generate_rollout_data
-from hbm.placebos import placebo_effects, pretrend_test
 from hbm.rollouts import borusyak_imputation_estimator
+from hbm.rollouts.panels import generate_rollout_data
+from hbm.rollouts.placebos import placebo_effects, pretrend_test
 
 READOUTS = ("plain", "pooled", "pooled, shared errors")
 
