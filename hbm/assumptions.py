@@ -13,7 +13,7 @@ from hbm.diagnostics import check_diagnostics
 from hbm.estimates import extract_genre_estimates, extract_hbm_estimates
 from hbm.model import fit_hierarchical_model
 from hbm.replicate import replicate
-from hbm.robust import FAST, fit_hierarchical_model_robust
+from hbm.robust import FAST, fit_hierarchical_model_robust, thinned
 from hbm.studies import simulate_summaries
 from hbm.validation import join_truth
 
@@ -225,7 +225,7 @@ def _one_platform(rng: np.random.Generator, *, assumption: str, cured: bool) -> 
     rows = []
     for model, fit in fits.items():
         posterior = fit(summaries)
-        estimates = extract_hbm_estimates(posterior, summaries, check=False)
+        estimates = extract_hbm_estimates(thinned(posterior), summaries, check=False)
         joined = join_truth(estimates, truth)
         error = joined["effect_hat"] - joined["effect_true"]
         hit = joined["effect_true"].between(joined["ci_lower"], joined["ci_upper"])

@@ -14,10 +14,10 @@ import numpy as np
 def sized(n: int) -> int:
     """Return the number of replications to run: `n`, or where $HBM_STUDIES is "small" a tenth.
 
-    Small studies, of 20 replications at least, are for checks of the whole book that have to be
+    Small studies, of 10 replications at least, are for checks of the whole book that have to be
     quick; their Monte Carlo errors are larger and say so.
     """
-    return max(min(n, 20), n // 10) if os.environ.get("HBM_STUDIES") == "small" else n
+    return max(min(n, 10), n // 10) if os.environ.get("HBM_STUDIES") == "small" else n
 
 
 def replicate(

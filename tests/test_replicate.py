@@ -54,4 +54,4 @@ def test_small_studies_are_asked_for_by_the_environment(monkeypatch):
     monkeypatch.delenv("HBM_STUDIES", raising=False)
     assert sized(500) == 500
     monkeypatch.setenv("HBM_STUDIES", "small")
-    assert [sized(n) for n in (5, 20, 100, 500)] == [5, 20, 20, 50]
+    assert [sized(n) for n in (5, 20, 100, 500)] == [5, 10, 10, 50]
