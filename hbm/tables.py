@@ -75,4 +75,5 @@ def _cell(value: object, digits: int) -> str:
         return f"{value:,}"
     if isinstance(value, float | np.floating):
         return f"{value:,.{digits}f}".replace("-", "−")
-    return escape(value)
+    # A value and its error stay on one line of a narrow column.
+    return escape(value).replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
