@@ -17,8 +17,9 @@ _PUBLIC = {
         "complete_pooling_estimates empirical_bayes_estimates james_stein_estimates "
         "no_pooling_estimates"
     ),
-    "priors": "Fixed Gamma HalfCauchy HalfNormal Normal Priors",
+    "priors": ("Fixed Gamma HalfCauchy HalfNormal LogNormal Normal Priors TruncatedNormal"),
     "model": "fit_hierarchical_model",
+    "learned_priors": "PriorsFileError learn_priors load_priors save_priors",
     "robust": "fit_hierarchical_model_robust outlier_study robust_estimates",
     "estimates": "effect_cdf extract_genre_estimates extract_hbm_estimates",
     "diagnostics": "DiagnosticsError check_diagnostics",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from hbm.gaussian import Estimates, Hyper, creator_moments, genre_moments
+from hbm.priors import Priors
 from hbm.student import conditional_means, nodes_for, student_draws
 
 #: The rules a fit has to keep: Vehtari et al. (2021) for R-hat and effective sample sizes.
@@ -140,13 +142,20 @@ def hyper_draws(posterior) -> Hyper:
 def estimates_of(idata) -> Estimates:
     """Return the data a posterior was fitted to, from its ``observed_data`` group."""
     constant = idata["constant_data"].dataset
-    return Estimates.from_arrays(
+    data = Estimates.from_arrays(
         idata["observed_data"]["effect_hat"].values,
         constant["se"].values,
         constant["genre_idx"].values,
-        idata["posterior"].dataset.sizes["genre"],
-        constant["covariates"].values if "covariates" in constant else None,
+        covariates=constant["covariates"].values if "covariates" in constant else None,
     )
+    if "prior_parameters" not in idata.attrs:
+        return data
+    return data.remembering(priors_of(idata).memory, idata["posterior"].dataset["genre"].values)
+
+
+def priors_of(idata) -> Priors:
+    """Return the priors that a posterior was fitted with."""
+    return Priors.from_parameters(json.loads(idata.attrs["prior_parameters"]))
 
 
 def _monitored(idata, effects: bool = True):

@@ -207,8 +207,9 @@ def extract_genre_estimates(idata) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row a genre: ``genre, n_creators, mean, se`` (posterior standard deviation),
-        ``lower, upper`` (equal-tailed 95% interval), ``p_positive``.
+        One row a genre: ``genre, n_creators`` (of this fit; 0 where a genre is only known from
+        past batches), ``mean, se`` (posterior standard deviation), ``lower, upper``
+        (equal-tailed 95% interval), ``p_positive``.
     """
     genre, _, weights = mixture(idata)
     overall = mixture_moments(genre, weights)
@@ -218,7 +219,9 @@ def extract_genre_estimates(idata) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "genre": idata["posterior"].dataset["genre"].values,
-            "n_creators": np.bincount(idata["constant_data"]["genre_idx"].values.astype(int)),
+            "n_creators": np.bincount(
+                idata["constant_data"]["genre_idx"].values.astype(int), minlength=len(overall.mean)
+            ),
             "mean": overall.mean,
             "se": np.sqrt(overall.var),
             "lower": mixture_quantile(genre, lower, weights),

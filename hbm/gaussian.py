@@ -12,6 +12,7 @@ Arrays of hyperparameters have the shape ``(draw,)``; results ``(draw, genre)`` 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -19,6 +20,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy.special import ndtr, ndtri
+
+from hbm.memory import Memory, Past, behind, merged
 
 
 class Moments(NamedTuple):
@@ -58,6 +61,10 @@ class Estimates:
     n_genres : int
     covariates : ndarray, shape (creator, covariate), optional
         Standardised properties of the creators.
+    memory : Memory, optional
+        What past batches say of the same genres and of others.
+    places : ndarray of int, shape (remembered genre,), optional
+        Where the remembered genres stand; those without creators stand behind the others.
     """
 
     effect_hat: np.ndarray
@@ -66,6 +73,8 @@ class Estimates:
     order: np.ndarray
     n_genres: int
     covariates: np.ndarray | None = None
+    memory: Memory | None = None
+    places: np.ndarray | None = None
 
     @classmethod
     def from_arrays(
@@ -89,6 +98,17 @@ class Estimates:
         columns = (summaries[name] for name in ("effect_hat", "se", "genre_idx"))
         return cls.from_arrays(*columns, covariates=covariates)
 
+    def remembering(self, memory: Memory | None, genres: Sequence[str]) -> Estimates:
+        """Add what past batches say; `genres` are the names of this one's genres."""
+        if memory is None:
+            return self
+        return replace(self, memory=memory, places=memory.places(genres[: self.n_genres]))
+
+    @property
+    def n_all(self) -> int:
+        """Number of genres, with those that are only remembered."""
+        return self.n_genres if self.memory is None else max(self.n_genres, *(self.places + 1))
+
     def take(self, block: slice | np.ndarray) -> Estimates:
         """Return some of the sorted creators; their genres keep their numbers."""
         return replace(
@@ -109,11 +129,29 @@ class Estimates:
         """Sum values of shape ``(…, creator)`` to shape ``(…, genre)``."""
         return np.add.reduceat(values, self.starts, axis=-1)
 
+    def with_memory(self, sigma_creator: np.ndarray, mean: np.ndarray, weight: np.ndarray) -> Past:
+        """Add what is remembered to what the creators say of their genres, (draw, genre)."""
+        return merged(self.memory.at(sigma_creator), self.places, mean, weight, self.n_genres)
+
     def unsort(self, values: np.ndarray) -> np.ndarray:
         """Bring the last axis from genre order back to the order of the frame."""
         result = np.empty_like(values)
         result[..., self.order] = values
         return result
+
+
+def renumbered(data: Estimates, kept: np.ndarray) -> Estimates:
+    """Return some of the sorted creators, their genres numbered anew without gaps."""
+    known, genre_idx = np.unique(data.genre_idx[kept], return_inverse=True)
+    covariates = None if data.covariates is None else data.covariates[kept]
+    some = Estimates.from_arrays(
+        data.effect_hat[kept], data.se[kept], genre_idx, covariates=covariates
+    )
+    if data.memory is None:
+        return some
+    number = np.full(data.n_all, -1)
+    number[known] = np.arange(len(known))
+    return replace(some, memory=data.memory, places=behind(number[data.places], len(known)))
 
 
 class GenreSums(NamedTuple):
@@ -152,22 +190,31 @@ def genre_sums(data: Estimates, sigma_creator: np.ndarray) -> GenreSums:
 def log_density(data: Estimates, hyper: Hyper) -> np.ndarray:
     """Log density of all estimates given the hyperparameters, shape ``(draw,)``.
 
-    Genre and creator effects are integrated out:
+    Genre and creator effects are integrated out; what is remembered counts as estimates do:
     log p(d | theta) = Σ_g residual_g + Σ_g log N(y_g | mu_global, sigma_genre² + 1/W_g)
     - ½ (N - G) log 2π.
     """
     sums = genre_sums(data, hyper.sigma_creator)
+    residual = sums.residual.sum(axis=1)
+    if data.memory is not None:
+        sums = data.with_memory(hyper.sigma_creator, sums.mean, sums.weight)
+        residual += sums.residual
     var = np.square(hyper.sigma_genre)[:, None] + 1.0 / sums.weight
     between = -0.5 * (
         np.log(2 * np.pi * var) + np.square(sums.mean - hyper.mu_global[:, None]) / var
     )
     n_within = len(data.effect_hat) - data.n_genres
-    return (sums.residual + between).sum(axis=1) - 0.5 * n_within * np.log(2 * np.pi)
+    return residual + between.sum(axis=1) - 0.5 * n_within * np.log(2 * np.pi)
 
 
 def genre_moments(data: Estimates, hyper: Hyper) -> Moments:
-    """Moments of mu_genre given the hyperparameters and the data, shape ``(draw, genre)``."""
+    """Moments of mu_genre given the hyperparameters and the data, shape ``(draw, genre)``.
+
+    Genres that are only remembered come last.
+    """
     sums = genre_sums(data, hyper.sigma_creator)
+    if data.memory is not None:
+        sums = data.with_memory(hyper.sigma_creator, sums.mean, sums.weight)
     # Written so that sigma_genre = 0 gives mean mu_global and variance 0.
     ratio = np.square(hyper.sigma_genre)[:, None] * sums.weight
     mu = hyper.mu_global[:, None]

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 
-from hbm.data import validate_summaries
+from hbm.data import DataError, validate_summaries
 from hbm.diagnostics import HYPERPARAMETERS, hyper_draws
 from hbm.exact import fit_exact
 from hbm.gaussian import (
@@ -22,7 +23,8 @@ from hbm.gaussian import (
     creator_moments,
     genre_moments,
 )
-from hbm.priors import Fixed, Priors
+from hbm.memory import merged
+from hbm.priors import Fixed, Priors, refuse_memory
 
 #: Target acceptance rates: without the creators the posterior is cheap, so small steps are too.
 TARGET_ACCEPT = {"marginal": 0.99, "centered": 0.9, "noncentered": 0.9}
@@ -72,7 +74,8 @@ def fit_hierarchical_model(
         hyperparameters, and draws genre and creator effects exactly afterwards. ``centered``
         and ``noncentered`` sample every effect.
     priors : Priors
-        In the unit of the effects.
+        In the unit of the effects. With a memory of past batches (`hbm.learn_priors`), the
+        posterior holds the genres that are only remembered too, behind those of the data.
     draws, tune, chains : int
         Kept and warm-up draws a chain, and chains. With ``engine="exact"`` the draws are
         independent, and ``draws=0`` leaves them out: `extract_hbm_estimates` needs none.
@@ -112,10 +115,11 @@ def fit_hierarchical_model(
         raise ValueError(f"unknown parameterization {parameterization!r}; known: {known}")
     if sigma_by_genre and (engine, parameterization) != ("nuts", "marginal"):
         raise ValueError('sigma_by_genre needs engine="nuts" and parameterization="marginal"')
+    coords = _coords(summaries, priors)
     if engine == "exact":
         return fit_exact(
             summaries,
-            _coords(summaries),
+            coords,
             priors=priors,
             draws=draws,
             chains=chains,
@@ -129,10 +133,13 @@ def fit_hierarchical_model(
         raise ValueError(
             "centered needs sigma_genre > 0: genre effects without spread have no density"
         )
-    data = Estimates.from_frame(summaries)
+    if parameterization != "marginal" or sigma_by_genre:
+        refuse_memory(priors, f"parameterization={parameterization!r}, {sigma_by_genre=}")
+    data = Estimates.from_frame(summaries).remembering(priors.memory, coords["genre"])
     start = time.perf_counter()
     if parameterization == "marginal":
-        compiled = _compiled(len(data.se), data.n_genres, priors, sigma_by_genre)
+        places = None if data.places is None else tuple(data.places)
+        compiled = _compiled(len(data.se), data.n_genres, priors, sigma_by_genre, places)
         compiled = compiled.with_data(
             effect_hat=data.effect_hat, se=data.se, genre_idx=data.genre_idx
         )
@@ -163,11 +170,13 @@ def fit_hierarchical_model(
             "engine": engine,
             "parameterization": parameterization,
             "priors": json.dumps(priors.describe()),
+            "prior_parameters": json.dumps(priors.parameters()),
             "fixed": [n for n in HYPERPARAMETERS if isinstance(getattr(priors, n), Fixed)],
             "random_seed": random_seed,
             "tune": tune,
             "seconds": time.perf_counter() - start,
         },
+        coords=coords,
     )
 
 
@@ -185,10 +194,14 @@ def check_sampling(n_creators: int, draws: int, tune: int, chains: int, target_a
 
 
 @lru_cache(maxsize=8)
-def _compiled(n_creators: int, n_genres: int, priors: Priors, sigma_by_genre: bool):
+def _compiled(
+    n_creators: int, n_genres: int, priors: Priors, sigma_by_genre: bool, places: tuple | None
+):
     """Compile the marginal model once in a process for all data of one shape."""
     shape = np.arange(n_creators) * n_genres // n_creators
     data = Estimates.from_arrays(np.zeros(n_creators), np.ones(n_creators), shape)
+    if places is not None:
+        data = replace(data, memory=priors.memory, places=np.array(places))
     return compile_model(_marginal(data, priors, sigma_by_genre=sigma_by_genre))
 
 
@@ -218,6 +231,10 @@ def _marginal(data: Estimates, priors: Priors, *, sigma_by_genre: bool = False):
         mean = by_genre(v * effect_hat) / weight
         residual = by_genre(pt.log(v) - v * (effect_hat - mean[genre_idx]) ** 2)
         pm.Potential("within_genres", 0.5 * pt.sum(residual - pt.log(weight)))
+        if data.memory is not None:
+            past = data.memory.pymc(sigma_creator)
+            mean, weight, more = merged(past, data.places, mean, weight, data.n_genres, pt)
+            pm.Potential("past_batches", more)
         between_genres(mean, weight, sigma_genre, priors)
     return model
 
@@ -333,16 +350,22 @@ def _draw_effects(data: Estimates, sampled, random_seed: int) -> dict[str, np.nd
     return {"mu_genre": mu_genre.reshape(shape), "tau": data.unsort(tau).reshape(shape)}
 
 
-def _coords(summaries: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Return the ids and names of the data as coordinates."""
+def _coords(summaries: pd.DataFrame, priors: Priors = Priors()) -> dict[str, np.ndarray]:
+    """Return the ids and names of the data as coordinates; what is only remembered comes last."""
     genres = np.arange(int(summaries["genre_idx"].max()) + 1).astype(str)
     if "genre" in summaries:
         first = np.unique(summaries["genre_idx"].to_numpy(int), return_index=True)[1]
         genres = summaries["genre"].iloc[first].to_numpy(dtype=object)
+    if priors.memory is not None:
+        if "genre" not in summaries:
+            raise DataError("summaries: column 'genre' is needed to know genres of past batches by")
+        known = set(map(str, genres))
+        more = [genre for genre in priors.memory.genres if genre not in known]
+        genres = np.array([*genres, *more], dtype=object)
     return {"creator": pd.Index(summaries["creator_id"], name="creator"), "genre": genres}
 
 
-def _as_datatree(summaries: pd.DataFrame, posterior, sample_stats, attrs):
+def _as_datatree(summaries: pd.DataFrame, posterior, sample_stats, attrs, coords=None):
     import arviz as az
 
     tree = az.from_dict(
@@ -355,7 +378,7 @@ def _as_datatree(summaries: pd.DataFrame, posterior, sample_stats, attrs):
                 "genre_idx": summaries["genre_idx"].to_numpy(),
             },
         },
-        coords=_coords(summaries),
+        coords=coords or _coords(summaries),
         dims={
             "mu_genre": ["genre"],
             "sigma_by_genre": ["genre"],

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 from scipy import stats
+
+from hbm.memory import Memory
 
 #: The standard deviation of a normal distribution in units of its median absolute deviation.
 _MAD_TO_SD = 1.4826
@@ -82,6 +84,36 @@ class HalfCauchy(Prior):
 
 
 @dataclass(frozen=True)
+class LogNormal(Prior):
+    """Distribution whose logarithm is normal with mean `mu` and standard deviation `sigma`."""
+
+    mu: float = 0.0
+    sigma: float = 1.0
+    positive: ClassVar = ("sigma",)
+
+    def scipy(self) -> stats.rv_frozen:
+        return stats.lognorm(self.sigma, scale=np.exp(self.mu))
+
+
+@dataclass(frozen=True)
+class TruncatedNormal(Prior):
+    """Normal distribution with mode `mu` and scale `sigma`, cut off below 0."""
+
+    mu: float = 0.0
+    sigma: float = 1.0
+    positive: ClassVar = ("sigma",)
+
+    def scipy(self) -> stats.rv_frozen:
+        return stats.truncnorm(-self.mu / self.sigma, np.inf, self.mu, self.sigma)
+
+    def pymc(self, name: str | None):
+        import pymc as pm
+
+        settings = asdict(self) | {"lower": 0.0}
+        return pm.TruncatedNormal(name, **settings) if name else pm.TruncatedNormal.dist(**settings)
+
+
+@dataclass(frozen=True)
 class Gamma(Prior):
     """Gamma distribution with shape `alpha` and rate `beta`, moved up to begin at `lower`."""
 
@@ -124,7 +156,7 @@ class Fixed(Prior):
 
 @dataclass(frozen=True)
 class Priors:
-    """Priors of the three hyperparameters, in the unit of the effects.
+    """Priors of the hyperparameters, in the unit of the effects, and what past batches said.
 
     The defaults are weakly informative for effects of about a dollar per user.
     For data in any other unit use `Priors.weakly_informative`.
@@ -133,9 +165,9 @@ class Priors:
     ----------
     mu_global : Normal
         Platform mean of the effects.
-    sigma_genre : HalfNormal, HalfCauchy or Fixed
+    sigma_genre : HalfNormal, HalfCauchy, LogNormal, TruncatedNormal or Fixed
         Standard deviation of the genre means; ``Fixed(0)`` fits a model without grouping.
-    sigma_creator : HalfNormal or HalfCauchy
+    sigma_creator : HalfNormal, HalfCauchy, LogNormal, TruncatedNormal or Fixed
         Standard deviation of the creators' effects within a genre.
     slope : Normal
         Change of the effect with one standard deviation of a covariate; only of a model that
@@ -144,6 +176,11 @@ class Priors:
         Degrees of freedom of the creators' effects; only of the robust model. The default is
         that of Juárez & Steel (2010), moved up by 2, since effects have a variance above 2
         only: 95% between 4.4 and 58, from heavy tails to nearly normal ones.
+    memory : Memory, optional
+        What was learned from past batches (`hbm.learn_priors`). Together with the priors it is a
+        joint prior of sigma_creator, sigma_genre, mu_global and the means of the genres it
+        names, normal in the means given the two standard deviations. A genre it does not name
+        is one more draw around mu_global.
     """
 
     mu_global: Normal = field(default_factory=Normal)
@@ -152,6 +189,7 @@ class Priors:
     slope: Normal = field(default_factory=Normal)
     sigma_spread: Prior = field(default_factory=lambda: HalfNormal(0.5))
     nu: Prior = field(default_factory=lambda: Gamma(2.0, 0.1, lower=NU_MIN))
+    memory: Memory | None = None
 
     def __post_init__(self) -> None:
         for name in ("mu_global", "slope"):
@@ -163,6 +201,8 @@ class Priors:
                 raise TypeError(f"{name} needs a prior on positive values, got {prior!r}")
         if isinstance(self.sigma_creator, Fixed) and self.sigma_creator.value == 0:
             raise ValueError("sigma_creator fixed at 0 is complete pooling, not a hierarchy")
+        if not isinstance(self.memory, Memory | None):
+            raise TypeError(f"memory needs a Memory, got {self.memory!r}")
         if not isinstance(self.nu, Gamma | Fixed):
             raise TypeError(f"nu needs a Gamma prior or a Fixed value, got {self.nu!r}")
         above = self.nu.value > NU_MIN if isinstance(self.nu, Fixed) else self.nu.lower >= NU_MIN
@@ -207,9 +247,46 @@ class Priors:
 
     def describe(self) -> dict[str, str]:
         """Return one short text a hyperparameter, such as ``HalfNormal(sigma=1)``."""
-        return {name: _describe(getattr(self, name)) for name in self.__dataclass_fields__}
+        return {name: _describe(part) for name, part in vars(self).items() if part is not None}
+
+    def parameters(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """Return family and parameters of every part, as JSON can hold them."""
+        return {
+            name: (type(part).__name__, asdict(part))
+            for name, part in vars(self).items()
+            if part is not None
+        }
+
+    @classmethod
+    def from_parameters(cls, parameters: dict[str, Any]) -> Priors:
+        """Return the priors that `parameters` came from.
+
+        Raises
+        ------
+        ValueError
+            If there is a family that is not known.
+        """
+        families = {f.__name__: f for f in (*Prior.__subclasses__(), Memory)}
+        unknown = [family for family, _ in parameters.values() if family not in families]
+        if unknown:
+            raise ValueError(
+                f"priors are needed that hbm knows, not {', '.join(map(str, unknown))}"
+            )
+        parts = {name: families[family](**own) for name, (family, own) in parameters.items()}
+        return cls(**parts)
 
 
-def _describe(prior: Prior) -> str:
+def refuse_memory(priors: Priors, where: str) -> None:
+    """Raise a ValueError if the priors hold what only the plain model can use."""
+    if priors.memory is not None:
+        raise ValueError(f"{where} cannot use what past batches said: priors.memory must be None")
+
+
+def _describe(prior: Prior | Memory) -> str:
+    if isinstance(prior, Memory):
+        n_creators = ", ".join(
+            f"{genre}={n:.4g}" for genre, n in zip(prior.genres, prior.n_creators, strict=True)
+        )
+        return f"Memory(n_creators: {n_creators})"
     values = ", ".join(f"{name}={value:.4g}" for name, value in asdict(prior).items())
     return f"{type(prior).__name__}({values})"

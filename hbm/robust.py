@@ -31,7 +31,7 @@ from hbm.model import (
     fit_hierarchical_model,
     sample,
 )
-from hbm.priors import Fixed, Priors
+from hbm.priors import Fixed, Priors, refuse_memory
 from hbm.student import genre_centers, nodes_for, student_draws
 from hbm.validation import join_truth
 
@@ -84,10 +84,11 @@ def fit_hierarchical_model_robust(
     DataError
         If the summaries break a rule.
     ValueError
-        If the draws would not fit into memory.
+        If the draws would not fit into memory, or the priors hold what past batches said.
     """
     validate_summaries(summaries)
     check_sampling(len(summaries), draws, tune, chains, target_accept)
+    refuse_memory(priors, "the robust model")
     start = time.perf_counter()
     data = Estimates.from_frame(summaries)
     nodes = nodes_for(data)

@@ -152,9 +152,15 @@ def test_genres_by_name(rng):
 def test_what_cannot_be_left_out(rng):
     with pytest.raises(ValueError, match="two genres at least"):
         leave_one_genre_out(exact(simulated(rng, [5])))
-    fit = exact(simulated(rng, [2, 2]), priors=Priors(sigma_genre=Exponential()))
-    with pytest.raises(ValueError, match="not Exponential"):
-        leave_one_genre_out(fit)
+
+
+def test_a_prior_of_ones_own_is_used_again_when_a_genre_is_left_out(rng):
+    summaries = simulated(rng, [2, 2])
+    priors = Priors(sigma_genre=Exponential())
+    left = leave_one_genre_out(exact(summaries, priors=priors))["elpd_joint"]
+    first = exact(summaries[summaries["genre_idx"] == 0], priors=priors)
+    both = exact(summaries, priors=priors).attrs["log_marginal_likelihood"]
+    assert left[1] == pytest.approx(both - first.attrs["log_marginal_likelihood"], abs=CLOSE)
 
 
 def test_a_grouping_that_is_there_predicts_better(rng):

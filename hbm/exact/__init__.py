@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -23,7 +22,7 @@ from hbm.exact.quadrature import integrate
 from hbm.exact.rule import RULE, Rule, effect_rule
 from hbm.gaussian import Estimates, Moments, mixture_cdf, mixture_moments, mixture_quantile
 from hbm.intervals import LEVEL, tail_probabilities
-from hbm.priors import Fixed, Priors
+from hbm.priors import Fixed, Priors, refuse_memory
 
 __all__ = [
     "MAX_VALUES",
@@ -53,7 +52,7 @@ def fit_exact(
     summaries : DataFrame
         Valid summaries.
     coords : dict
-        Coordinates ``creator`` and ``genre``.
+        Coordinates ``creator`` and ``genre``, those that are only remembered last.
     priors : Priors
     draws, chains, random_seed : int
         As `draw_effects` takes them; no draws at all with ``draws=0``.
@@ -71,7 +70,10 @@ def fit_exact(
     """
     start = time.perf_counter()
     known = _standardised(summaries, covariates)
+    if covariates:
+        refuse_memory(priors, "a model with covariates")
     data = Estimates.from_frame(summaries, known["covariates"][1] if known else None)
+    data = data.remembering(priors.memory, coords["genre"])
     grid = integrate(likelihood_for(data, priors.mu_global, priors.slope), priors)
     rule = effect_rule(grid)
     errors = grid.errors | {"effects": rule.error}
@@ -112,9 +114,7 @@ def fit_exact(
         quadrature_errors=errors,
         log_marginal_likelihood=grid.log_evidence,
         priors=json.dumps(priors.describe()),
-        prior_parameters=json.dumps(
-            {name: (type(prior).__name__, asdict(prior)) for name, prior in vars(priors).items()}
-        ),
+        prior_parameters=json.dumps(priors.parameters()),
         fixed=[name for name in HYPERPARAMETERS if isinstance(getattr(priors, name), Fixed)],
         random_seed=random_seed,
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ import xarray as xr
 from hbm.checks import DataError
 from hbm.covariance import StructuredCovariance
 from hbm.data import validate_summaries
-from hbm.diagnostics import HYPERPARAMETERS, check_diagnostics, estimates_of
+from hbm.diagnostics import HYPERPARAMETERS, check_diagnostics, estimates_of, priors_of
 from hbm.exact.likelihood import _LOG_2PI, Likelihood
 from hbm.exact.quadrature import integrate
 from hbm.gaussian import (
@@ -32,7 +31,7 @@ from hbm.gaussian import (
     shrinkage_factor,
 )
 from hbm.intervals import LEVEL, tail_probabilities
-from hbm.priors import Fixed, Normal, Priors
+from hbm.priors import Fixed, Normal, Priors, refuse_memory
 
 #: Probability of the nodes that are left out of mixtures.
 _NEGLIGIBLE = 1e-10
@@ -173,9 +172,12 @@ def fit_correlated_model(
     DataError
         If the summaries break a rule, a creator has no covariance, or a standard error is another
         than the covariance's.
+    ValueError
+        If the priors hold what past batches said.
     """
     validate_summaries(summaries)
     start = time.perf_counter()
+    refuse_memory(priors, "a model with correlated errors")
     covariance = _matched(summaries, covariance)
     data = Estimates.from_frame(summaries)
     likelihood = CorrelatedLikelihood(data, priors.mu_global, covariance.take(data.order))
@@ -213,9 +215,7 @@ def fit_correlated_model(
         quadrature_errors=grid.errors,
         log_marginal_likelihood=grid.log_evidence,
         priors=json.dumps(priors.describe()),
-        prior_parameters=json.dumps(
-            {name: (type(prior).__name__, asdict(prior)) for name, prior in vars(priors).items()}
-        ),
+        prior_parameters=json.dumps(priors.parameters()),
         fixed=[name for name in HYPERPARAMETERS if isinstance(getattr(priors, name), Fixed)],
         rank=covariance.rank,
         seconds=time.perf_counter() - start,
@@ -267,8 +267,7 @@ def _components(idata: xr.DataTree) -> tuple[CorrelatedLikelihood, list[_Compone
         constant["creator"].values,
         *(constant[name].values for name in ("diagonal", "factor", "core")),
     ).take(data.order)
-    _, mu_global = json.loads(idata.attrs["prior_parameters"])["mu_global"]
-    likelihood = CorrelatedLikelihood(data, Normal(**mu_global), covariance)
+    likelihood = CorrelatedLikelihood(data, priors_of(idata).mu_global, covariance)
     nodes = {name: part.values for name, part in idata["quadrature"].dataset.items()}
     if not idata.attrs["polar"]:  # on a ridge the effects need more nodes than their parameters
         nodes = _thinned(nodes)

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hbm.exact.likelihood import Likelihood, Sums, renumbered
-from hbm.gaussian import Estimates, Moments
+from hbm.exact.likelihood import Likelihood, Sums
+from hbm.gaussian import Estimates, Moments, renumbered
 from hbm.priors import Normal
 
 

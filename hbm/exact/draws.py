@@ -6,7 +6,6 @@ coordinates are smooth along the grid, so splines through the nodes give them in
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 
 import numpy as np
@@ -16,13 +15,12 @@ from scipy.interpolate import CubicSpline, make_interp_spline
 from scipy.optimize import brentq
 from scipy.special import logsumexp
 
-from hbm.diagnostics import HYPERPARAMETERS, estimates_of
+from hbm.diagnostics import HYPERPARAMETERS, estimates_of, priors_of
 from hbm.exact.covariates import likelihood_for
 from hbm.exact.likelihood import Likelihood
 from hbm.exact.quadrature import TINY
 from hbm.gaussian import Estimates, Moments, creator_moments, mixture_cdf, mixture_quantile
 from hbm.intervals import LEVEL, tail_probabilities
-from hbm.priors import Normal
 
 #: A request for more drawn values than this has to be explicit: 10^7 doubles are 80 MB.
 MAX_VALUES = 10**7
@@ -33,9 +31,8 @@ _FINE = 16
 
 def likelihood_of(idata: xr.DataTree) -> Likelihood:
     """Return the likelihood of an exact fit."""
-    stored = json.loads(idata.attrs["prior_parameters"])
-    priors = (Normal(**stored[name][1]) for name in ("mu_global", "slope"))
-    return likelihood_for(estimates_of(idata), *priors)
+    priors = priors_of(idata)
+    return likelihood_for(estimates_of(idata), priors.mu_global, priors.slope)
 
 
 def hyper_cdf(idata: xr.DataTree, name: str, x: float) -> float:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hbm.gaussian import Estimates, Moments
+from hbm.gaussian import Estimates, Moments, renumbered
 from hbm.priors import Normal
 
 _BLOCK = 400_000
@@ -44,7 +44,7 @@ class Likelihood:
         self.prior_mean, self.prior_var = mu_global.mu, mu_global.sigma**2
         self.variance = np.square(data.se)
         self.counts = np.diff(data.starts, append=len(data.se))
-        self.alone = bool(np.all(self.counts == 1)) and data.n_genres > 1
+        self.alone = bool(np.all(self.counts == 1)) and data.n_genres > 1 and data.memory is None
         self.reach = max(np.ptp(data.effect_hat), data.se.max())
         # Centred once by genre, so that effects far from 0 lose no digits.
         self.center = data.by_genre(data.effect_hat / self.variance) / data.by_genre(
@@ -84,7 +84,11 @@ class Likelihood:
             v += np.log(total, out=total)
             residual[block] = v.sum(axis=1) + np.log(weight[block]).sum(axis=1)
         constant = (len(self.effect) - data.n_genres) * _LOG_2PI
-        return Sums(mean + self.center, weight, -0.5 * (residual + constant))
+        mean, residual = mean + self.center, -0.5 * (residual + constant)
+        if data.memory is None:
+            return Sums(mean, weight, residual)
+        both = data.with_memory(sigma_creator, mean, weight)
+        return Sums(both.mean, both.weight, residual + both.residual)
 
     def given(self, sums: Sums, sigma_genre: np.ndarray):
         """Return log density and the moments of mu_global, shape (node, inner).
@@ -95,7 +99,7 @@ class Likelihood:
         sigma_genre : ndarray, shape (node, inner)
         """
         log_density, mu_mean, mu_var = np.empty((3, *sigma_genre.shape))
-        step = max(1, _BLOCK // (self.data.n_genres * sigma_genre.shape[1]))
+        step = max(1, _BLOCK // (sums.mean.shape[1] * sigma_genre.shape[1]))
         for start in range(0, len(sigma_genre), step):
             block = slice(start, start + step)
             some = type(sums)(*(part[block] for part in sums))
@@ -121,7 +125,7 @@ class Likelihood:
             - squared
             - np.log(var)
             - np.square(away) / var
-            - self.data.n_genres * _LOG_2PI
+            - len(weight) * _LOG_2PI
         )
         mu_mean = origin + mean - away / (var * total)
         return log_density, mu_mean, self.prior_var / (var * total)
@@ -151,12 +155,3 @@ class Likelihood:
         genre = self.centers(sums, sigma_genre, Moments(mu_global, np.zeros_like(mu_global)))
         mu_genre = rng.normal(genre.mean, np.sqrt(genre.var))
         return mu_global, mu_genre, Moments(mu_genre, np.zeros_like(mu_genre))
-
-
-def renumbered(data: Estimates, kept: np.ndarray) -> Estimates:
-    """Return some of the sorted creators, their genres numbered anew without gaps."""
-    _, genre_idx = np.unique(data.genre_idx[kept], return_inverse=True)
-    covariates = None if data.covariates is None else data.covariates[kept]
-    return Estimates.from_arrays(
-        data.effect_hat[kept], data.se[kept], genre_idx, covariates=covariates
-    )

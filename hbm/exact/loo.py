@@ -8,7 +8,6 @@ leaving a creator out moves the posterior off the grid, the model is integrated 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +15,7 @@ import pandas as pd
 import xarray as xr
 from scipy.special import logsumexp, ndtr
 
-from hbm import priors as families
+from hbm.diagnostics import priors_of
 from hbm.exact.draws import likelihood_of
 from hbm.exact.likelihood import Likelihood
 from hbm.exact.quadrature import Grid, integrate
@@ -88,7 +87,7 @@ def loo_exact(idata: xr.DataTree, *, quick: bool = False) -> ExactLoo:
         block = slice(start, start + step)
         elpd[block], pit[block], again[block] = nodes.leave_out(data.take(block), centers)
     for i in np.flatnonzero(again):
-        elpd[i], pit[i] = _refitted(likelihood, _priors_of(idata), i)
+        elpd[i], pit[i] = _refitted(likelihood, priors_of(idata), i)
     order = idata["posterior"].dataset["creator"].values
     pointwise = pd.DataFrame(
         {
@@ -135,14 +134,14 @@ def leave_one_genre_out(idata: xr.DataTree, genres=None) -> pd.DataFrame:
         raise KeyError(
             f"unknown genres: {[g for g, k in zip(genres, wanted, strict=True) if k < 0]}"
         )
-    likelihood, priors = likelihood_of(idata), _priors_of(idata)
+    likelihood, priors = likelihood_of(idata), priors_of(idata)
     data = likelihood.data
     rows = []
     for g in wanted:
         out = data.genre_idx == g
         grid = integrate(likelihood.subset(~out), priors)
         rule = effect_rule(grid)
-        mean, var = _predicted(grid, rule, data.take(out))
+        mean, var = _predicted(grid, rule, data.take(out), _place(data, ~out, grid, g))
         density = _log_normal(data.effect_hat[out], mean, var)
         rows.append(
             {
@@ -228,18 +227,26 @@ def _refitted(likelihood: Likelihood, priors: Priors, i: int) -> tuple[float, fl
         raise ValueError("leaving the only creator out leaves no data")
     grid = integrate(likelihood.subset(others), priors)
     rule = effect_rule(grid)
-    alone = not np.any(data.genre_idx[others] == data.genre_idx[i])
-    mean, var = _predicted(grid, rule, data.take([i]), None if alone else data.genre_idx[i])
+    place = _place(data, others, grid, data.genre_idx[i])
+    mean, var = _predicted(grid, rule, data.take([i]), place)
     whole = integrate(likelihood, priors).log_evidence
     pit = rule.weight @ ndtr((data.effect_hat[i] - mean[:, 0]) / np.sqrt(var[:, 0]))
     return whole - grid.log_evidence, float(pit)
 
 
-def _predicted(grid: Grid, rule: Rule, data: Estimates, genre: int | None = None) -> Moments:
-    """Moments of estimates that are not in the fit, of one of its genres or of a new one."""
-    likelihood = grid.plane.likelihood
-    centers = rule.centers(likelihood, new_genre=True)
-    place = likelihood.data.n_genres if genre is None else genre
+def _place(data: Estimates, kept: np.ndarray, grid: Grid, genre: int) -> int:
+    """Where a genre stands in a fit to the creators that are kept; last if it is new there."""
+    known, some = np.unique(data.genre_idx[kept]), grid.plane.likelihood.data
+    if genre in known:
+        return int(np.searchsorted(known, genre))
+    if data.memory is not None and genre in data.places:
+        return int(some.places[data.places == genre][0])
+    return some.n_all
+
+
+def _predicted(grid: Grid, rule: Rule, data: Estimates, place: int) -> Moments:
+    """Moments of estimates that are not in the fit, of the genre at `place`."""
+    centers = rule.centers(grid.plane.likelihood, new_genre=True)
     mean, var = centers.of(replace(data, genre_idx=np.full(len(data.se), place)))
     return Moments(mean, var + np.square(rule.sigma_creator)[:, None] + np.square(data.se))
 
@@ -250,13 +257,3 @@ def _log_normal(x: np.ndarray, mean: np.ndarray, var: np.ndarray) -> np.ndarray:
 
 def _log_mean(weight: np.ndarray, log_density: np.ndarray) -> np.ndarray:
     return logsumexp(log_density, axis=0, b=weight[:, None])
-
-
-def _priors_of(idata: xr.DataTree) -> Priors:
-    stored = json.loads(idata.attrs["prior_parameters"])
-    unknown = [family for family, _ in stored.values() if not hasattr(families, family)]
-    if unknown:
-        raise ValueError(f"integrating anew needs priors that hbm knows, not {', '.join(unknown)}")
-    return Priors(
-        **{name: getattr(families, family)(**values) for name, (family, values) in stored.items()}
-    )

@@ -1,0 +1,169 @@
+"""Tomorrow's priors from today's fit: learned, discounted, saved, and confronted with new data."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from hbm.diagnostics import estimates_of, priors_of
+from hbm.gaussian import Estimates, genre_sums
+from hbm.memory import Memory, Past
+from hbm.priors import Priors
+
+#: What is left of everything learned by the time of the next batch: in the long run nine
+#: batches count, whatever their number.
+DISCOUNT = 0.9
+
+#: What a file of priors says it is.
+FORMAT, VERSION = "hbm-priors", 1
+
+#: Creators x nodes that are summed at a time.
+_BLOCK = 2_000_000
+
+
+class PriorsFileError(ValueError):
+    """A file holds no priors that can be used; the message names the file and what is wrong."""
+
+
+def learn_priors(fit: xr.DataTree, *, discount: float = DISCOUNT) -> Priors:
+    """Return the priors for the next batch: the fit's own, and what its data say.
+
+    What the batch and those before it say of the genres' means and of sigma_creator is carried as
+    a function (`hbm.memory`), so that nothing is lost: with ``discount=1`` a chain of batches
+    gives the posterior of all of them together, in any order. The discount is a power prior
+    (Ibrahim & Chen 2000): the log density of all past estimates is multiplied by it at every
+    step. Of equal batches no more than discount / (1 - discount) ever count, so the priors
+    cannot grow surer than that, and what the world was long ago fades.
+
+    Parameters
+    ----------
+    fit : DataTree
+        From `hbm.fit_hierarchical_model`, with either engine, with any priors; without
+        covariates and ``sigma_by_genre``. The creators must be others in each batch: one who is
+        in two of them would count as two.
+    discount : float
+        Between 0 (forget everything) and 1 (the world never changes).
+
+    Returns
+    -------
+    Priors
+        With a `memory`, unless the discount is 0.
+
+    Raises
+    ------
+    ValueError
+        If the discount lies outside 0 and 1, or the fit is of another model.
+
+    References
+    ----------
+    Ibrahim & Chen (2000), Power prior distributions for regression models, Statistical Science
+    15, 46-60.
+    """
+    others = {"covariate", "nu", "sigma_by_genre"} & set(_variables(fit))
+    if others or "factor" in fit["constant_data"].dataset:
+        raise ValueError("priors are learned from the plain model: normal, without covariates")
+    if not 0 <= discount <= 1:
+        raise ValueError(f"discount must lie between 0 and 1, got {discount}")
+    priors = priors_of(fit)
+    genres = fit["posterior"].dataset["genre"].values
+    batch = _remember(estimates_of(fit), genres, priors.memory)
+    both = batch if priors.memory is None else priors.memory.plus(batch)
+    return replace(priors, memory=both.discounted(discount))
+
+
+def _variables(fit: xr.DataTree) -> list:
+    return [*fit["posterior"].dataset.variables, *fit["constant_data"].dataset.variables]
+
+
+def _remember(data: Estimates, genres: np.ndarray, past: Memory | None) -> Memory:
+    """Return what the creators of a batch say, on the scale and centers of the past."""
+    names = [str(genre) for genre in genres[: data.n_genres]]
+    scale = float(np.sqrt(data.se.min() * data.se.max())) if past is None else past.scale
+    weight = 1 / (np.square(data.se) + scale**2)
+    center = data.by_genre(weight * data.effect_hat) / data.by_genre(weight)
+    if past is not None:
+        center = np.array([past.centers.get(g, c) for g, c in zip(names, center, strict=True)])
+    step = max(1, _BLOCK // len(data.se))
+    constant = 0.5 * (len(data.se) - data.n_genres) * np.log(2 * np.pi)
+
+    def sums(sigma_creator: np.ndarray) -> Past:
+        blocks = (sigma_creator[i : i + step] for i in range(0, len(sigma_creator), step))
+        parts = zip(*(genre_sums(data, block) for block in blocks), strict=True)
+        mean, weight, residual = (np.concatenate(part) for part in parts)
+        return Past(mean, weight, residual.sum(axis=1) - constant)
+
+    counts = np.bincount(data.genre_idx).astype(float)
+    return Memory.of(sums, names, center, counts, scale)
+
+
+def save_priors(priors: Priors, path: str | os.PathLike) -> Path:
+    """Write priors as a small JSON file, at once or not at all.
+
+    The file is written beside its place and then moved there, so that a reader, a full disk or a
+    kill never meets half a file: whatever happens, `path` holds the old priors or the new ones.
+
+    Parameters
+    ----------
+    priors : Priors
+    path : path
+        Its folder must exist.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written; what was there stays.
+    """
+    path = Path(path)
+    content = {"format": FORMAT, "version": VERSION, "priors": priors.parameters()}
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+    return path
+
+
+def load_priors(path: str | os.PathLike) -> Priors:
+    """Read priors that `save_priors` wrote, exactly as they were.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    PriorsFileError
+        If the file is damaged, of another kind or of a version that this code does not know.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise PriorsFileError(f"{path}: no JSON, perhaps cut short: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise PriorsFileError(f'{path}: the file does not say "format": "{FORMAT}"')
+    if content.get("version") != VERSION:
+        raise PriorsFileError(
+            f"{path}: version {content.get('version')!r} of the file; this code knows {VERSION}"
+        )
+    try:
+        return Priors.from_parameters(content["priors"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise PriorsFileError(f"{path}: damaged priors: {reason}") from error
