@@ -19,7 +19,10 @@ _PUBLIC = {
     ),
     "priors": ("Fixed Gamma HalfCauchy HalfNormal LogNormal Normal Priors TruncatedNormal"),
     "model": "fit_hierarchical_model",
-    "learned_priors": "PriorsFileError learn_priors load_priors save_priors",
+    "learned_priors": (
+        "PriorsFileError learn_priors load_priors prior_mixture remember_batch save_priors"
+    ),
+    "conflict": "PriorConflict prior_conflict resolve_conflict",
     "robust": "fit_hierarchical_model_robust outlier_study robust_estimates",
     "estimates": "effect_cdf extract_genre_estimates extract_hbm_estimates",
     "diagnostics": "DiagnosticsError check_diagnostics",

@@ -6,14 +6,21 @@ import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
+from hbm.data import require_columns, validate_summaries
 from hbm.diagnostics import estimates_of, priors_of
-from hbm.gaussian import Estimates, genre_sums
+from hbm.estimates import Mixture
+from hbm.exact.likelihood import Likelihood, Sums
+from hbm.exact.quadrature import integrate
+from hbm.exact.rule import gauss_rule
+from hbm.gaussian import Estimates, Moments, genre_sums
 from hbm.memory import Memory, Past
 from hbm.priors import Priors
 
@@ -69,11 +76,38 @@ def learn_priors(fit: xr.DataTree, *, discount: float = DISCOUNT) -> Priors:
     others = {"covariate", "nu", "sigma_by_genre"} & set(_variables(fit))
     if others or "factor" in fit["constant_data"].dataset:
         raise ValueError("priors are learned from the plain model: normal, without covariates")
-    if not 0 <= discount <= 1:
-        raise ValueError(f"discount must lie between 0 and 1, got {discount}")
-    priors = priors_of(fit)
     genres = fit["posterior"].dataset["genre"].values
-    batch = _remember(estimates_of(fit), genres, priors.memory)
+    return _learned(priors_of(fit), estimates_of(fit), genres, discount)
+
+
+def remember_batch(
+    priors: Priors, summaries: pd.DataFrame, *, discount: float = DISCOUNT
+) -> Priors:
+    """Return what `learn_priors` would of a fit to the batch: what it says needs no posterior.
+
+    Parameters
+    ----------
+    priors : Priors
+        Those the batch was met with.
+    summaries : DataFrame
+        The batch, with ``creator_id, genre, genre_idx, effect_hat, se``.
+    discount : float
+        As for `learn_priors`.
+    """
+    data, genres = _batch(summaries)
+    return _learned(priors, data, genres, discount)
+
+
+def _batch(summaries: pd.DataFrame) -> tuple[Estimates, np.ndarray]:
+    """Return the estimates of a batch and the names of its genres."""
+    validate_summaries(summaries)
+    require_columns(summaries, ["genre"], "summaries")
+    genres = summaries.groupby("genre_idx")["genre"].first().to_numpy(object)
+    return Estimates.from_frame(summaries), genres
+
+
+def _learned(priors: Priors, data: Estimates, genres: np.ndarray, discount: float) -> Priors:
+    batch = _remember(data, genres, priors.memory)
     both = batch if priors.memory is None else priors.memory.plus(batch)
     return replace(priors, memory=both.discounted(discount))
 
@@ -101,6 +135,62 @@ def _remember(data: Estimates, genres: np.ndarray, past: Memory | None) -> Memor
 
     counts = np.bincount(data.genre_idx).astype(float)
     return Memory.of(sums, names, center, counts, scale)
+
+
+class _Remembered(Likelihood):
+    """The density of what is remembered, by itself.
+
+    Its data are creators to be predicted, very large, middling and very small ones of each genre:
+    from them the quadrature takes its units, and by them it is judged how many nodes are needed.
+    """
+
+    def __init__(self, priors: Priors):
+        self.memory = priors.memory
+        n_genres = len(self.memory.genres)
+        middle = self.memory.at(np.array([self.memory.scale])).mean[0]
+        genre_idx = np.repeat(np.arange(n_genres), 3)
+        se = np.tile(self.memory.scale * np.array([0.1, 1.0, 10.0]), n_genres)
+        data = Estimates.from_arrays(middle[genre_idx], se, genre_idx)
+        super().__init__(data, priors.mu_global)
+
+    def sums(self, sigma_creator: np.ndarray) -> Sums:
+        return Sums(*self.memory.at(sigma_creator))
+
+    def sample(self) -> None:
+        return None
+
+
+def prior_mixture(priors: Priors, genres: Sequence[str] | None = None) -> Mixture:
+    """Return what learned priors expect, before any new data, as a mixture of normals.
+
+    Parameters
+    ----------
+    priors : Priors
+        With a memory.
+    genres : sequence of str, optional
+        Names of the genres wanted; all that are remembered when omitted. A genre that is not
+        remembered is drawn around mu_global.
+
+    Returns
+    -------
+    Mixture
+        Over the nodes of a Gauss rule: ``genre``, the moments of mu_genre, (node, genre);
+        ``sigma_creator`` and ``weights``, (node,).
+
+    Raises
+    ------
+    ValueError
+        If nothing has been learned yet.
+    """
+    if priors.memory is None:
+        raise ValueError("nothing has been learned yet: priors.memory is None")
+    likelihood = _Remembered(priors)
+    rule = gauss_rule(integrate(likelihood, priors))
+    remembered = priors.memory.genres
+    known = {genre: place for place, genre in enumerate(remembered)}
+    wanted = [known.get(str(g), len(known)) for g in (remembered if genres is None else genres)]
+    centers = rule.centers(likelihood, new_genre=True)
+    return Mixture(Moments(*(part[:, wanted] for part in centers)), rule.sigma_creator, rule.weight)
 
 
 def save_priors(priors: Priors, path: str | os.PathLike) -> Path:
