@@ -20,7 +20,8 @@ _PUBLIC = {
     "priors": ("Fixed Gamma HalfCauchy HalfNormal LogNormal Normal Priors TruncatedNormal"),
     "model": "fit_hierarchical_model",
     "learned_priors": (
-        "PriorsFileError learn_priors load_priors prior_mixture remember_batch save_priors"
+        "PriorsFileError compare_discounts learn_priors load_priors prior_mixture "
+        "remember_batch save_priors"
     ),
     "conflict": "PriorConflict prior_conflict resolve_conflict",
     "robust": "fit_hierarchical_model_robust outlier_study robust_estimates",

@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from hbm.diagnostics import estimates_of, priors_of
 from hbm.estimates import Mixture
 from hbm.exact.likelihood import Likelihood, Sums
 from hbm.exact.quadrature import integrate
-from hbm.exact.rule import gauss_rule
+from hbm.exact.rule import Rule, gauss_rule
 from hbm.gaussian import Estimates, Moments, genre_sums
 from hbm.memory import Memory, Past
 from hbm.priors import Priors
@@ -160,6 +161,83 @@ class _Remembered(Likelihood):
         return None
 
 
+@lru_cache(maxsize=4)
+def _integrated(priors: Priors) -> tuple[_Remembered, Rule]:
+    """What is remembered, integrated; kept, since the same priors meet many experiments."""
+    if priors.memory is None:
+        raise ValueError("nothing has been learned yet: priors.memory is None")
+    likelihood = _Remembered(priors)
+    return likelihood, gauss_rule(integrate(likelihood, priors))
+
+
+def log_predictive_density(priors: Priors, summaries: pd.DataFrame) -> float:
+    """Return the log density of a batch's estimates given the priors, learned or not.
+
+    Parameters
+    ----------
+    priors : Priors
+    summaries : DataFrame
+        The batch, with ``creator_id, genre, genre_idx, effect_hat, se``.
+    """
+    data, genres = _batch(summaries)
+    data = data.remembering(priors.memory, genres)
+    both = integrate(Likelihood(data, priors.mu_global), priors).log_evidence
+    if priors.memory is None:
+        return both
+    return both - integrate(_Remembered(priors), priors).log_evidence
+
+
+def compare_discounts(
+    batches: Sequence[pd.DataFrame],
+    discounts: Sequence[float] = (0.3, 0.5, 0.7, 0.8, 0.9, 1.0),
+    *,
+    priors: Priors = Priors(),
+) -> pd.DataFrame:
+    """Score discounts by how well each batch was predicted by those before it.
+
+    Parameters
+    ----------
+    batches : sequence of DataFrame
+        Past batches in their order, 2 at least.
+    discounts : sequence of float
+    priors : Priors
+        Those that the first batch was met with.
+
+    Returns
+    -------
+    DataFrame
+        One row a discount: ``discount``; ``elpd``, the sum over all batches but the first of the
+        log predictive density; ``difference`` from the best and its standard error
+        ``difference_se``, from the differences batch by batch (missing with 2 batches).
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two batches.
+    """
+    if len(batches) < 2:
+        raise ValueError("two batches at least are needed, to predict one by the other")
+    scores = np.empty((len(discounts), len(batches) - 1))
+    for row, discount in zip(scores, discounts, strict=True):
+        known = priors
+        for place, batch in enumerate(batches):
+            if place:
+                row[place - 1] = log_predictive_density(known, batch)
+            known = remember_batch(known, batch, discount=discount)
+    elpd = scores.sum(axis=1)
+    away = scores - scores[elpd.argmax()]
+    n = away.shape[1]
+    error = np.sqrt(n) * away.std(axis=1, ddof=1) if n > 1 else np.full(len(away), np.nan)
+    return pd.DataFrame(
+        {
+            "discount": list(discounts),
+            "elpd": elpd,
+            "difference": away.sum(axis=1),
+            "difference_se": error,
+        }
+    )
+
+
 def prior_mixture(priors: Priors, genres: Sequence[str] | None = None) -> Mixture:
     """Return what learned priors expect, before any new data, as a mixture of normals.
 
@@ -182,10 +260,7 @@ def prior_mixture(priors: Priors, genres: Sequence[str] | None = None) -> Mixtur
     ValueError
         If nothing has been learned yet.
     """
-    if priors.memory is None:
-        raise ValueError("nothing has been learned yet: priors.memory is None")
-    likelihood = _Remembered(priors)
-    rule = gauss_rule(integrate(likelihood, priors))
+    likelihood, rule = _integrated(priors)
     remembered = priors.memory.genres
     known = {genre: place for place, genre in enumerate(remembered)}
     wanted = [known.get(str(g), len(known)) for g in (remembered if genres is None else genres)]

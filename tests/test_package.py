@@ -65,6 +65,7 @@ ORDER = [
     "halves",
     "readout",
     "conflict",
+    "learned_studies",
     "grouping.thresholds",
     "grouping.candidates",
     "grouping.history",
@@ -87,6 +88,7 @@ ORDER = [
     "plots.scale",
     "plots.rollouts",
     "plots.grouping",
+    "plots.priors",
     "plots",
 ]
 

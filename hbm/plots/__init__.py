@@ -36,6 +36,7 @@ from hbm.plots.posterior import (
     plot_rank,
     plot_trace,
 )
+from hbm.plots.priors import plot_change, plot_weeks
 from hbm.plots.robust import plot_outlier
 from hbm.plots.rollouts import (
     plot_event_study,
@@ -49,6 +50,7 @@ from hbm.plots.studies import plot_standard_errors
 
 __all__ = [
     "enable_themes",
+    "plot_change",
     "plot_coverage_by_distance",
     "plot_coverage_width",
     "plot_creators",
@@ -81,5 +83,6 @@ __all__ = [
     "plot_standard_errors",
     "plot_trace",
     "plot_true_effects",
+    "plot_weeks",
     "themed",
 ]

@@ -1,0 +1,548 @@
+"""Do priors learned from past batches help, and what do they do when the world changes?
+
+Each data set is a sequence of batches of new creators in the same genres. Standard errors are
+known, so that what is measured is the carrying of knowledge and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from hbm.conflict import SPREAD, prior_conflict, resolve_conflict
+from hbm.data import GENRES, SIZE_MIXTURE
+from hbm.estimates import extract_genre_estimates, extract_hbm_estimates
+from hbm.exact.likelihood import Likelihood
+from hbm.exact.quadrature import Grid, integrate
+from hbm.exact.rule import effect_rule
+from hbm.gaussian import Estimates, creator_moments, mixture_cdf, mixture_moments
+from hbm.intervals import normal_factor, tail_probabilities
+from hbm.learned_priors import DISCOUNT, compare_discounts, remember_batch
+from hbm.memory import Past
+from hbm.model import fit_hierarchical_model
+from hbm.priors import HalfNormal, LogNormal, Priors, TruncatedNormal
+from hbm.replicate import replicate
+from hbm.sbc import Calibration, _collect, _Joint, _rank_exactly, _simulate
+
+#: The world of the studies, that of `hbm.generate_experiment_data`.
+GENRE_MEAN, GENRE_SD, SIGMA_CREATOR, SIGMA_OBS = 0.5, 0.3, 0.4, 2.0
+
+#: Creators of a batch, and how many of them are of the new genre where there is one.
+N_CREATORS, N_NEW = 200, 4
+NEW = GENRES[-1]
+
+#: Discounts that are chosen from.
+CANDIDATES = (0.3, 0.5, 0.7, 0.9, 1.0)
+
+#: How a batch is met: discount of what was learned from those before it; None for nothing.
+POLICIES = {"each batch alone": None, "undiscounted": 1.0, "discounted": DISCOUNT}
+CHECKED = "discounted, with the check"
+CHOSEN = "discount chosen by prediction"
+ORACLE = "oracle"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch and its truth: `tau` by creator, `mu_genre` by genre of the batch."""
+
+    summaries: pd.DataFrame
+    tau: np.ndarray
+    mu_genre: np.ndarray
+    sigma_creator: float
+
+
+def draw_batch(
+    rng: np.random.Generator,
+    mu_genre: np.ndarray,
+    counts: np.ndarray,
+    sigma_creator: float = SIGMA_CREATOR,
+    size_mixture=SIZE_MIXTURE,
+) -> Batch:
+    """Draw creators around their genres' means, and an experiment for each.
+
+    Parameters
+    ----------
+    rng : Generator
+    mu_genre : ndarray, shape (genre,)
+        Means of the first genres of `GENRES`.
+    counts : ndarray of int, shape (genre,)
+        Creators of each genre, 1 at least.
+    sigma_creator : float
+    size_mixture
+        As for `hbm.generate_experiment_data`.
+    """
+    genre_idx = np.repeat(np.arange(len(counts)), counts)
+    shares, lows, highs = (np.array(column) for column in zip(*size_mixture, strict=True))
+    component = rng.choice(len(shares), size=len(genre_idx), p=shares)
+    n_total = rng.integers(lows[component], highs[component])
+    tau = rng.normal(np.asarray(mu_genre)[genre_idx], sigma_creator)
+    se = 2 * SIGMA_OBS / np.sqrt(n_total)
+    summaries = pd.DataFrame(
+        {
+            "creator_id": [f"creator_{i:04d}" for i in range(len(tau))],
+            "genre": np.array(GENRES, dtype=object)[genre_idx],
+            "genre_idx": genre_idx,
+            "n_total": n_total,
+            "effect_hat": rng.normal(tau, se),
+            "se": se,
+        }
+    )
+    return Batch(summaries, tau, np.asarray(mu_genre), sigma_creator)
+
+
+def _equal_counts(n_genres: int, n_creators: int = N_CREATORS) -> np.ndarray:
+    return np.full(n_genres, n_creators // n_genres)
+
+
+# ------------------------------------------------------------------------------ scoring
+
+
+def _scores(batch: Batch, policy: str, priors: Priors | None) -> pd.DataFrame:
+    """Score the readouts of a batch, one row a genre; without priors those of the oracle."""
+    if priors is None:
+        made, means, error = _oracle(batch), None, 0.0
+    else:
+        fit = fit_hierarchical_model(batch.summaries, engine="exact", draws=0, priors=priors)
+        made = extract_hbm_estimates(fit, batch.summaries, check=False)
+        means = extract_genre_estimates(fit).head(len(batch.mu_genre))
+        error = fit.attrs["quadrature_error"]
+    inside = (made["ci_lower"] <= batch.tau) & (batch.tau <= made["ci_upper"])
+    rows = pd.DataFrame(
+        {
+            "genre": batch.summaries["genre"],
+            "squared_error": np.square(made["effect_hat"] - batch.tau),
+            "coverage": inside.astype(float),
+            "width": made["ci_upper"] - made["ci_lower"],
+        }
+    )
+    table = rows.groupby("genre", sort=False).mean().reset_index()
+    if means is not None:
+        away = means["mean"].to_numpy() - batch.mu_genre
+        inside = (means["lower"] <= batch.mu_genre) & (batch.mu_genre <= means["upper"])
+        table["genre_squared_error"] = np.square(away)
+        table["genre_coverage"] = inside.to_numpy(float)
+    table["n_creators"] = np.bincount(batch.summaries["genre_idx"])
+    return table.assign(policy=policy, quadrature_error=error)
+
+
+def _oracle(batch: Batch) -> pd.DataFrame:
+    """Estimate with the true genre means and the true sigma_creator."""
+    data = Estimates.from_frame(batch.summaries)
+    moments = creator_moments(data, batch.mu_genre[None], np.array([batch.sigma_creator]))
+    mean, var = (data.unsort(part[0]) for part in moments)
+    reach = normal_factor() * np.sqrt(var)
+    return pd.DataFrame({"effect_hat": mean, "ci_lower": mean - reach, "ci_upper": mean + reach})
+
+
+def summarize_policies(study: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Average a study over its sequences, with Monte Carlo errors by sequence.
+
+    Parameters
+    ----------
+    study : DataFrame
+        From a study of this module: one row a sequence, batch, policy and genre.
+    by : list of str
+        ``policy`` and what else the rows are by.
+
+    Returns
+    -------
+    DataFrame
+        `by`, ``n_sequences, mse, coverage, width, genre_mse, genre_coverage`` with ``*_se``;
+        ``ratio``, the mean squared error of the readouts over the oracle's, with ``ratio_se``,
+        from the differences sequence by sequence.
+    """
+    measures = ["squared_error", "coverage", "width"]
+    weighted = study.assign(**{m: study[m] * study["n_creators"] for m in measures})
+    keys = ["sequence", *by]
+    groups = weighted.groupby(keys, sort=False)
+    one = groups[[*measures, "n_creators"]].sum()
+    one = one[measures].div(one["n_creators"], axis=0)
+    one = one.join(groups[["genre_squared_error", "genre_coverage"]].mean())
+    one = one.rename(columns=lambda name: name.replace("squared_error", "mse")).reset_index()
+    rest = [key for key in keys if key != "policy"]
+    oracle = one[one["policy"] == ORACLE].set_index(rest)["mse"].rename("oracle")
+    one = one.join(oracle, on=rest)
+    grouped = one.drop(columns="sequence").groupby(by, sort=False)
+    mean, error = grouped.mean(), grouped.sem()
+    summary = pd.DataFrame({"n_sequences": grouped.size()})
+    for name in mean.columns.drop("oracle"):
+        summary[name], summary[f"{name}_se"] = mean[name], error[name]
+    ratio = (mean["mse"] / mean["oracle"]).rename("ratio")
+    one = one.join(ratio, on=by)
+    one["left"] = (one["mse"] - one["ratio"] * one["oracle"]) / one["oracle"].mean()
+    summary["ratio"] = ratio
+    summary["ratio_se"] = one.groupby(by, sort=False)["left"].sem()
+    return summary.reset_index()
+
+
+def _gathered(results: list[pd.DataFrame]) -> pd.DataFrame:
+    frames = (frame.assign(sequence=place) for place, frame in enumerate(results))
+    return pd.concat(frames, ignore_index=True)
+
+
+# ------------------------------------------------------------------- the weeks of a genre
+
+
+def weeks_study(
+    n_sequences: int, *, weeks: tuple[int, ...] = (1, 2, 4, 8), seed: int = 42
+) -> pd.DataFrame:
+    """Follow a genre from its first week on a platform whose other genres are known.
+
+    Four batches of `N_CREATORS` creators of four genres come first. Then every week `N_NEW` of
+    the creators are of a new genre.
+
+    Returns
+    -------
+    DataFrame
+        One row a sequence, scored week (``batch``), policy and genre, as `summarize_policies`
+        takes it.
+    """
+    return _gathered(replicate(_weeks, n_sequences, seed=seed, weeks=weeks))
+
+
+def _weeks(rng: np.random.Generator, *, weeks: tuple[int, ...]) -> pd.DataFrame:
+    mu = rng.normal(GENRE_MEAN, GENRE_SD, len(GENRES))
+    old = _equal_counts(len(GENRES) - 1)
+    known = dict.fromkeys(POLICIES, Priors())
+    known = _after(known, [draw_batch(rng, mu[:-1], old) for _ in range(4)])
+    frames = []
+    for week in range(1, max(weeks) + 1):
+        batch = draw_batch(
+            rng, mu, np.append(_equal_counts(len(mu) - 1, N_CREATORS - N_NEW), N_NEW)
+        )
+        if week in weeks:
+            scored = [_scores(batch, policy, priors) for policy, priors in known.items()]
+            frames += [f.assign(batch=week) for f in (*scored, _scores(batch, ORACLE, None))]
+        known = _after(known, [batch])
+    return pd.concat(frames, ignore_index=True)
+
+
+def _after(known: dict[str, Priors], batches: list[Batch]) -> dict[str, Priors]:
+    """Let every policy learn from some batches."""
+    for batch in batches:
+        known = {
+            policy: priors
+            if POLICIES[policy] is None
+            else remember_batch(priors, batch.summaries, discount=POLICIES[policy])
+            for policy, priors in known.items()
+        }
+    return known
+
+
+# ------------------------------------------------------------------------ a world changes
+
+
+def change_study(
+    n_sequences: int,
+    *,
+    jump: float = 0.6,
+    at: int = 5,
+    scored: tuple[int, ...] = (4, 5, 6, 7),
+    seed: int = 42,
+) -> pd.DataFrame:
+    """Let the mean of one genre jump, once, and go on.
+
+    Returns
+    -------
+    DataFrame
+        As of `weeks_study`; ``alarm`` says whether the check found a conflict in that batch,
+        and ``named`` whether it named the genre that had jumped, `GENRES`[2].
+    """
+    settings = {"jump": jump, "at": at, "scored": scored}
+    return _gathered(replicate(_change, n_sequences, seed=seed, **settings))
+
+
+def _change(rng: np.random.Generator, *, jump, at, scored) -> pd.DataFrame:
+    mu = rng.normal(GENRE_MEAN, GENRE_SD, len(GENRES))
+    known, checked = dict.fromkeys(POLICIES, Priors()), Priors()
+    frames = []
+    for place in range(1, max(scored) + 1):
+        if place == at:
+            mu = mu + jump * (np.arange(len(mu)) == 2)
+        batch = draw_batch(rng, mu, _equal_counts(len(mu)))
+        told = {"alarm": False, "named": False}
+        if checked.memory is not None:
+            conflict = prior_conflict(checked, batch.summaries)
+            told = {"alarm": conflict.alarm, "named": GENRES[2] in conflict.surprises}
+            checked = resolve_conflict(checked, conflict)
+        if place in scored:
+            met = known | {CHECKED: checked, ORACLE: None}
+            frames += [_scores(batch, *item).assign(batch=place, **told) for item in met.items()]
+        known = _after(known, [batch])
+        checked = remember_batch(checked, batch.summaries)
+    return pd.concat(frames, ignore_index=True)
+
+
+def wandering_study(
+    n_sequences: int, *, step: float = 0.05, n_batches: int = 8, seed: int = 42
+) -> pd.DataFrame:
+    """Let all genres' means wander, by a little with every batch, and score the last batch.
+
+    Returns
+    -------
+    DataFrame
+        As of `weeks_study`; ``discount`` is the one that was used for the last batch.
+    """
+    settings = {"step": step, "n_batches": n_batches}
+    return _gathered(replicate(_wander, n_sequences, seed=seed, **settings))
+
+
+def _wander(rng: np.random.Generator, *, step: float, n_batches: int) -> pd.DataFrame:
+    mu = rng.normal(GENRE_MEAN, GENRE_SD, len(GENRES))
+    past = []
+    for _ in range(n_batches - 1):
+        past.append(draw_batch(rng, mu, _equal_counts(len(mu))))
+        mu = mu + rng.normal(0, step, len(mu))
+    batch = draw_batch(rng, mu, _equal_counts(len(mu)))
+    met = _after(dict.fromkeys(POLICIES, Priors()), past)
+    scores = compare_discounts([b.summaries for b in past], CANDIDATES)
+    best = float(scores["discount"][scores["elpd"].idxmax()])
+    chosen = Priors()
+    for before in past:
+        chosen = remember_batch(chosen, before.summaries, discount=best)
+    met |= {CHOSEN: chosen, ORACLE: None}
+    used = POLICIES | {CHOSEN: best}
+    frames = [
+        _scores(batch, *item).assign(batch=n_batches, discount=used.get(item[0]))
+        for item in met.items()
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
+#: What may change between two batches: shift of one genre, shift of all, factor of sigma_creator.
+CHANGES = {
+    "nothing": (0.0, 0.0, 1.0),
+    "one genre by $0.20": (0.2, 0.0, 1.0),
+    "one genre by $0.40": (0.4, 0.0, 1.0),
+    "all genres by $0.20": (0.0, 0.2, 1.0),
+    "sigma_creator by a quarter": (0.0, 0.0, 1.25),
+    "sigma_creator by a half": (0.0, 0.0, 1.5),
+}
+
+
+def alarm_study(n_sequences: int, *, discount: float = DISCOUNT, seed: int = 42) -> pd.DataFrame:
+    """Count how often a change is noticed in the first batch after it.
+
+    Returns
+    -------
+    DataFrame
+        One row a change of `CHANGES`: ``change, alarm`` and ``alarm_se``, the share of sequences
+        with an alarm after four batches of memory; ``named`` and ``named_se``, the share in
+        which the alarm named what had changed.
+    """
+    found = _gathered(replicate(_alarms, n_sequences, seed=seed, discount=discount))
+    groups = found.groupby("change", sort=False)[["alarm", "named"]]
+    table = pd.concat([groups.mean(), groups.sem().add_suffix("_se")], axis=1)
+    return table[["alarm", "alarm_se", "named", "named_se"]].reset_index()
+
+
+def _alarms(rng: np.random.Generator, *, discount: float) -> pd.DataFrame:
+    mu = rng.normal(GENRE_MEAN, GENRE_SD, len(GENRES))
+    counts, priors = _equal_counts(len(mu)), Priors()
+    for _ in range(4):
+        priors = remember_batch(priors, draw_batch(rng, mu, counts).summaries, discount=discount)
+    rows = []
+    for change, (one, every, factor) in CHANGES.items():
+        moved = mu + every + one * (np.arange(len(mu)) == 2)
+        batch = draw_batch(rng, moved, counts, SIGMA_CREATOR * factor)
+        conflict = prior_conflict(priors, batch.summaries)
+        wanted = {SPREAD} if factor != 1 else set(np.array(GENRES)[moved != mu])
+        named = bool(wanted & set(conflict.surprises))
+        rows.append({"change": change, "alarm": float(conflict.alarm), "named": float(named)})
+    return pd.DataFrame(rows)
+
+
+# ---------------------------------------------------------------- in which form to remember
+
+
+@dataclass(frozen=True)
+class _Normals:
+    """Genre means remembered as independent normals, whatever sigma_creator may be."""
+
+    mean: np.ndarray
+    weight: np.ndarray
+
+    def at(self, sigma_creator: np.ndarray) -> Past:
+        shape = len(sigma_creator), len(self.mean)
+        known = (np.broadcast_to(part, shape) for part in (self.mean, self.weight))
+        return Past(*known, np.zeros(len(sigma_creator)))
+
+
+def _half_normal(mean: float, sd: float) -> HalfNormal:
+    """Of the same mean square; it has no second parameter to say how sure it is."""
+    return HalfNormal(float(np.hypot(mean, sd)))
+
+
+def _truncated_normal(mean: float, sd: float) -> TruncatedNormal:
+    return TruncatedNormal(mean, sd)
+
+
+def _log_normal(mean: float, sd: float) -> LogNormal:
+    """Of the same mean and standard deviation."""
+    var = np.log1p((sd / mean) ** 2)
+    return LogNormal(float(np.log(mean) - var / 2), float(np.sqrt(var)))
+
+
+EXACT = "the function itself"
+
+#: Families for sigma_creator that a batch's posterior is squeezed into; genre means are normal.
+FORMS = {
+    "half-normal": _half_normal,
+    "truncated normal": _truncated_normal,
+    "log-normal": _log_normal,
+    EXACT: None,
+}
+
+
+def form_study(
+    n_sequences: int, *, batches: tuple[int, ...] = (200, 10), seed: int = 42
+) -> pd.DataFrame:
+    """Remember batches in several forms, and compare with the joint fit of all of them.
+
+    Parameters
+    ----------
+    n_sequences : int
+    batches : tuple of int
+        Creators of each batch. The last is scored; its experiments are small (30 to 100 users),
+        so that what is remembered matters.
+    seed : int
+
+    Returns
+    -------
+    DataFrame
+        One row a form: ``form``; ``sigma_creator``, the mean of its posterior after the last
+        batch; ``coverage`` and ``mse`` of the last batch's readouts, with Monte Carlo errors
+        ``*_se``; ``mean_error, sd_error``, the error of the posterior mean of sigma_creator in
+        its standard deviations, and of the latter relative to itself, and ``genre_error``, the
+        largest error of a genre's mean in its standard deviations: root mean squares over
+        sequences of the differences from the joint fit.
+    """
+    found = _gathered(replicate(_forms, n_sequences, seed=seed, batches=batches))
+    groups = found.drop(columns="sequence").groupby("form", sort=False)
+    mean, error = groups.mean(), groups.sem()
+    table = pd.DataFrame(index=mean.index)
+    for name in ("sigma_creator", "coverage", "mse"):
+        table[name], table[f"{name}_se"] = mean[name], error[name]
+    for name in ("mean_error", "sd_error", "genre_error"):
+        table[name] = groups[name].apply(lambda values: np.sqrt(np.square(values).mean()))
+    return table.reset_index()
+
+
+def _forms(rng: np.random.Generator, *, batches: tuple[int, ...]) -> pd.DataFrame:
+    mu = rng.normal(GENRE_MEAN, GENRE_SD, len(GENRES))
+    small = ((1.0, 30, 100),)
+    mixtures = [SIZE_MIXTURE] * (len(batches) - 1) + [small]
+    drawn = [
+        draw_batch(rng, mu, _equal_counts(len(mu), n), size_mixture=sizes)
+        for n, sizes in zip(batches, mixtures, strict=True)
+    ]
+    together = pd.concat([batch.summaries for batch in drawn])
+    joint = _Fitted(Estimates.from_frame(together), Priors())
+    found = []
+    for form, family in FORMS.items():
+        fitted = _chain(drawn, family)
+        below = fitted.below(drawn[-1])
+        lower, upper = tail_probabilities()
+        found.append(
+            {
+                "form": form,
+                "sigma_creator": fitted.mean,
+                "coverage": np.mean((below >= lower) & (below <= upper)),
+                "mse": fitted.squared_error(drawn[-1]),
+                "mean_error": (fitted.mean - joint.mean) / joint.sd,
+                "sd_error": fitted.sd / joint.sd - 1,
+                "genre_error": np.abs(
+                    (fitted.genre.mean - joint.genre.mean) / np.sqrt(joint.genre.var)
+                ).max(),
+            }
+        )
+    return pd.DataFrame(found)
+
+
+def _chain(batches: list[Batch], family) -> _Fitted:
+    """Fit batch after batch, each with what was remembered of those before it."""
+    priors, normals = Priors(), None
+    for batch in batches:
+        data = Estimates.from_frame(batch.summaries)
+        if normals is not None:
+            data = replace(data, memory=normals, places=np.arange(data.n_genres))
+        fitted = _Fitted(data.remembering(priors.memory, GENRES), priors)
+        if family is None:
+            priors = remember_batch(priors, batch.summaries, discount=1)
+        else:
+            sums = fitted.likelihood.sums(np.array([fitted.mean]))
+            normals = _Normals(sums.mean[0], sums.weight[0])
+            priors = replace(priors, sigma_creator=family(fitted.mean, fitted.sd))
+    return fitted
+
+
+class _Fitted:
+    """What the study wants to know of a fit: moments of sigma_creator, genres and creators."""
+
+    def __init__(self, data: Estimates, priors: Priors):
+        self.data, self.likelihood = data, Likelihood(data, priors.mu_global)
+        grid: Grid = integrate(self.likelihood, priors)
+        weight, sigma = np.exp(grid.log_weight), grid.nodes.sigma_creator
+        self.mean = float((weight * sigma).sum())
+        self.sd = float(np.sqrt((weight * np.square(sigma - self.mean)).sum()))
+        self.rule = effect_rule(grid)
+        self.centers = self.rule.centers(self.likelihood)
+        self.genre = mixture_moments(self.centers, self.rule.weight)
+
+    def _effects(self):
+        return creator_moments(self.data, self.centers, self.rule.sigma_creator)
+
+    def below(self, batch: Batch) -> np.ndarray:
+        """Posterior probability of an effect below the true one, by creator."""
+        return mixture_cdf(self._effects(), batch.tau[self.data.order], self.rule.weight)
+
+    def squared_error(self, batch: Batch) -> float:
+        """Mean squared error of the posterior means."""
+        made = mixture_moments(self._effects(), self.rule.weight).mean
+        return float(np.mean(np.square(made - batch.tau[self.data.order])))
+
+
+# ---------------------------------------------------------------------- calibration
+
+
+def chained_sbc(
+    n_replications: int = 500, *, batches: int = 3, draws: int = 250, seed: int = 42
+) -> Calibration:
+    """Rank the truth in the posterior of the last of several batches, learned one by one.
+
+    Everything is drawn from the default priors once, and shared by the batches of `N_CREATORS`
+    creators; undiscounted, so the ranks must be uniform. The last genre comes with the last
+    batch only.
+
+    Parameters
+    ----------
+    n_replications : int
+    batches : int
+    draws : int
+        Draws among which the log densities are ranked.
+    seed : int
+
+    Returns
+    -------
+    Calibration
+        To be judged by `hbm.sbc_verdicts`.
+    """
+    settings = {"batches": batches, "draws": draws}
+    return _collect(replicate(_chained_replication, n_replications, seed=seed, **settings))
+
+
+def _chained_replication(rng: np.random.Generator, *, batches: int, draws: int):
+    n_genres = len(GENRES)
+    counts = [_equal_counts(n_genres - 1)] * (batches - 1) + [_equal_counts(n_genres)]
+    designs = [draw_batch(rng, np.zeros(len(c)), c).summaries for c in counts]
+    truth, data = _simulate(rng, pd.concat(designs, ignore_index=True), Priors())
+    priors, end = Priors(), 0
+    for design in designs:
+        rows = slice(end, end := end + len(design))
+        batch = data.iloc[rows].reset_index(drop=True)
+        if len(design) and end < len(data):
+            priors = remember_batch(priors, batch, discount=1)
+    own = _Joint(truth.hyper, truth.mu_genre, truth.tau[:, rows])
+    return _rank_exactly(rng, own, batch, batch, priors, draws)
