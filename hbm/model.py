@@ -15,7 +15,8 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 
-from hbm.data import DataError, validate_summaries
+from hbm.checks import DataError
+from hbm.data import validate_summaries
 from hbm.diagnostics import HYPERPARAMETERS, hyper_draws
 from hbm.exact import fit_exact
 from hbm.gaussian import (
