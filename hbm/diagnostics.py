@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -155,7 +156,12 @@ def estimates_of(idata) -> Estimates:
 
 def priors_of(idata) -> Priors:
     """Return the priors that a posterior was fitted with."""
-    return Priors.from_parameters(json.loads(idata.attrs["prior_parameters"]))
+    return _parsed(idata.attrs["prior_parameters"])
+
+
+@lru_cache(maxsize=8)
+def _parsed(parameters: str) -> Priors:
+    return Priors.from_parameters(json.loads(parameters))
 
 
 def _monitored(idata, effects: bool = True):

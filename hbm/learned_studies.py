@@ -13,15 +13,13 @@ import pandas as pd
 
 from hbm.conflict import SPREAD, prior_conflict, resolve_conflict
 from hbm.data import GENRES, SIZE_MIXTURE
-from hbm.estimates import extract_genre_estimates, extract_hbm_estimates
 from hbm.exact.likelihood import Likelihood
-from hbm.exact.quadrature import Grid, integrate
+from hbm.exact.quadrature import integrate
 from hbm.exact.rule import effect_rule
-from hbm.gaussian import Estimates, creator_moments, mixture_cdf, mixture_moments
-from hbm.intervals import normal_factor, tail_probabilities
-from hbm.learned_priors import DISCOUNT, compare_discounts, remember_batch
+from hbm.gaussian import Estimates, Moments, creator_moments, mixture_cdf, mixture_moments
+from hbm.intervals import tail_probabilities
+from hbm.learned_priors import DISCOUNT, log_predictive_density, remember_batch
 from hbm.memory import Past
-from hbm.model import fit_hierarchical_model
 from hbm.priors import HalfNormal, LogNormal, Priors, TruncatedNormal
 from hbm.replicate import replicate
 from hbm.sbc import Calibration, _collect, _Joint, _rank_exactly, _simulate
@@ -33,14 +31,13 @@ GENRE_MEAN, GENRE_SD, SIGMA_CREATOR, SIGMA_OBS = 0.5, 0.3, 0.4, 2.0
 N_CREATORS, N_NEW = 200, 4
 NEW = GENRES[-1]
 
-#: Discounts that are chosen from.
-CANDIDATES = (0.3, 0.5, 0.7, 0.9, 1.0)
-
 #: How a batch is met: discount of what was learned from those before it; None for nothing.
 POLICIES = {"each batch alone": None, "undiscounted": 1.0, "discounted": DISCOUNT}
 CHECKED = "discounted, with the check"
-CHOSEN = "discount chosen by prediction"
 ORACLE = "oracle"
+
+#: The same by discount, for the study of wandering means.
+CANDIDATES = {"each batch alone": None, "0.5": 0.5, "0.7": 0.7, "0.9": 0.9, "1": 1.0}
 
 
 @dataclass(frozen=True)
@@ -101,39 +98,53 @@ def _equal_counts(n_genres: int, n_creators: int = N_CREATORS) -> np.ndarray:
 
 def _scores(batch: Batch, policy: str, priors: Priors | None) -> pd.DataFrame:
     """Score the readouts of a batch, one row a genre; without priors those of the oracle."""
-    if priors is None:
-        made, means, error = _oracle(batch), None, 0.0
-    else:
-        fit = fit_hierarchical_model(batch.summaries, engine="exact", draws=0, priors=priors)
-        made = extract_hbm_estimates(fit, batch.summaries, check=False)
-        means = extract_genre_estimates(fit).head(len(batch.mu_genre))
-        error = fit.attrs["quadrature_error"]
-    inside = (made["ci_lower"] <= batch.tau) & (batch.tau <= made["ci_upper"])
-    rows = pd.DataFrame(
-        {
-            "genre": batch.summaries["genre"],
-            "squared_error": np.square(made["effect_hat"] - batch.tau),
-            "coverage": inside.astype(float),
-            "width": made["ci_upper"] - made["ci_lower"],
-        }
-    )
-    table = rows.groupby("genre", sort=False).mean().reset_index()
-    if means is not None:
-        away = means["mean"].to_numpy() - batch.mu_genre
-        inside = (means["lower"] <= batch.mu_genre) & (batch.mu_genre <= means["upper"])
-        table["genre_squared_error"] = np.square(away)
-        table["genre_coverage"] = inside.to_numpy(float)
-    table["n_creators"] = np.bincount(batch.summaries["genre_idx"])
-    return table.assign(policy=policy, quadrature_error=error)
-
-
-def _oracle(batch: Batch) -> pd.DataFrame:
-    """Estimate with the true genre means and the true sigma_creator."""
     data = Estimates.from_frame(batch.summaries)
-    moments = creator_moments(data, batch.mu_genre[None], np.array([batch.sigma_creator]))
-    mean, var = (data.unsort(part[0]) for part in moments)
-    reach = normal_factor() * np.sqrt(var)
-    return pd.DataFrame({"effect_hat": mean, "ci_lower": mean - reach, "ci_upper": mean + reach})
+    if priors is None:
+        known = batch.mu_genre[None], np.array([batch.sigma_creator])
+        fitted, moments, weight = None, creator_moments(data, *known), np.ones(1)
+    else:
+        fitted = _Fitted(data.remembering(priors.memory, GENRES), priors)
+        moments, weight = fitted.effects, fitted.rule.weight
+    error, inside = _against(batch.tau[data.order], moments, weight)
+    n_creators = np.bincount(data.genre_idx)
+    table = {
+        "policy": policy,
+        "genre": GENRES[: data.n_genres],
+        "n_creators": n_creators,
+        "squared_error": data.by_genre(error) / n_creators,
+        "coverage": data.by_genre(inside) / n_creators,
+        "quadrature_error": 0.0 if fitted is None else fitted.error,
+    }
+    if fitted is not None:
+        own = slice(data.n_genres)
+        genre = Moments(*(part[:, own] for part in fitted.centers))
+        error, inside = _against(batch.mu_genre, genre, weight)
+        table |= {"genre_squared_error": error, "genre_coverage": inside}
+    return pd.DataFrame(table)
+
+
+def _against(truth: np.ndarray, moments: Moments, weight: np.ndarray):
+    """Return squared errors of means, and whether equal-tailed intervals hold the truth."""
+    below = mixture_cdf(moments, truth, weight)
+    lower, upper = tail_probabilities()
+    inside = ((below >= lower) & (below <= upper)).astype(float)
+    return np.square(mixture_moments(moments, weight).mean - truth), inside
+
+
+class _Fitted:
+    """A fit by the exact engine, with what the studies need of it and nothing else."""
+
+    def __init__(self, data: Estimates, priors: Priors):
+        self.likelihood = Likelihood(data, priors.mu_global)
+        grid = integrate(self.likelihood, priors)
+        weight, sigma = np.exp(grid.log_weight), grid.nodes.sigma_creator
+        self.mean = float((weight * sigma).sum())
+        self.sd = float(np.sqrt((weight * np.square(sigma - self.mean)).sum()))
+        self.rule = effect_rule(grid)
+        self.error = max(grid.error, self.rule.error)
+        self.centers = self.rule.centers(self.likelihood)
+        self.genre = mixture_moments(self.centers, self.rule.weight)
+        self.effects = creator_moments(data, self.centers, self.rule.sigma_creator)
 
 
 def summarize_policies(study: pd.DataFrame, by: list[str]) -> pd.DataFrame:
@@ -149,17 +160,18 @@ def summarize_policies(study: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        `by`, ``n_sequences, mse, coverage, width, genre_mse, genre_coverage`` with ``*_se``;
-        ``ratio``, the mean squared error of the readouts over the oracle's, with ``ratio_se``,
-        from the differences sequence by sequence.
+        `by`, ``n_sequences, mse, coverage, genre_mse, genre_coverage`` (and ``elpd`` where the
+        study has it) with ``*_se``; ``ratio``, the mean squared error of the readouts over the
+        oracle's, with ``ratio_se``, from the differences sequence by sequence.
     """
-    measures = ["squared_error", "coverage", "width"]
+    measures = ["squared_error", "coverage"]
     weighted = study.assign(**{m: study[m] * study["n_creators"] for m in measures})
     keys = ["sequence", *by]
     groups = weighted.groupby(keys, sort=False)
     one = groups[[*measures, "n_creators"]].sum()
     one = one[measures].div(one["n_creators"], axis=0)
-    one = one.join(groups[["genre_squared_error", "genre_coverage"]].mean())
+    extra = {"genre_squared_error", "genre_coverage", "elpd"} & set(study)
+    one = one.join(groups[sorted(extra)].mean())
     one = one.rename(columns=lambda name: name.replace("squared_error", "mse")).reset_index()
     rest = [key for key in keys if key != "policy"]
     oracle = one[one["policy"] == ORACLE].set_index(rest)["mse"].rename("oracle")
@@ -219,13 +231,13 @@ def _weeks(rng: np.random.Generator, *, weeks: tuple[int, ...]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def _after(known: dict[str, Priors], batches: list[Batch]) -> dict[str, Priors]:
+def _after(known: dict[str, Priors], batches: list[Batch], policies=POLICIES) -> dict:
     """Let every policy learn from some batches."""
     for batch in batches:
         known = {
             policy: priors
-            if POLICIES[policy] is None
-            else remember_batch(priors, batch.summaries, discount=POLICIES[policy])
+            if policies[policy] is None
+            else remember_batch(priors, batch.summaries, discount=policies[policy])
             for policy, priors in known.items()
         }
     return known
@@ -238,8 +250,8 @@ def change_study(
     n_sequences: int,
     *,
     jump: float = 0.6,
-    at: int = 5,
-    scored: tuple[int, ...] = (4, 5, 6, 7),
+    at: int = 4,
+    scored: tuple[int, ...] = (3, 4, 5, 6),
     seed: int = 42,
 ) -> pd.DataFrame:
     """Let the mean of one genre jump, once, and go on.
@@ -283,7 +295,8 @@ def wandering_study(
     Returns
     -------
     DataFrame
-        As of `weeks_study`; ``discount`` is the one that was used for the last batch.
+        As of `weeks_study`, by the discounts of `CANDIDATES`; ``elpd`` is the log density of
+        the last batch's estimates given what was remembered, less that without any memory.
     """
     settings = {"step": step, "n_batches": n_batches}
     return _gathered(replicate(_wander, n_sequences, seed=seed, **settings))
@@ -291,24 +304,18 @@ def wandering_study(
 
 def _wander(rng: np.random.Generator, *, step: float, n_batches: int) -> pd.DataFrame:
     mu = rng.normal(GENRE_MEAN, GENRE_SD, len(GENRES))
-    past = []
+    known = dict.fromkeys(CANDIDATES, Priors())
     for _ in range(n_batches - 1):
-        past.append(draw_batch(rng, mu, _equal_counts(len(mu))))
+        batch = draw_batch(rng, mu, _equal_counts(len(mu)))
+        known = _after(known, [batch], CANDIDATES)
         mu = mu + rng.normal(0, step, len(mu))
     batch = draw_batch(rng, mu, _equal_counts(len(mu)))
-    met = _after(dict.fromkeys(POLICIES, Priors()), past)
-    scores = compare_discounts([b.summaries for b in past], CANDIDATES)
-    best = float(scores["discount"][scores["elpd"].idxmax()])
-    chosen = Priors()
-    for before in past:
-        chosen = remember_batch(chosen, before.summaries, discount=best)
-    met |= {CHOSEN: chosen, ORACLE: None}
-    used = POLICIES | {CHOSEN: best}
-    frames = [
-        _scores(batch, *item).assign(batch=n_batches, discount=used.get(item[0]))
-        for item in met.items()
-    ]
-    return pd.concat(frames, ignore_index=True)
+    plain = log_predictive_density(Priors(), batch.summaries)
+    frames = [_scores(batch, ORACLE, None)]
+    for policy, priors in known.items():
+        elpd = log_predictive_density(priors, batch.summaries) - plain
+        frames.append(_scores(batch, policy, priors).assign(elpd=elpd))
+    return pd.concat(frames, ignore_index=True).assign(batch=n_batches)
 
 
 #: What may change between two batches: shift of one genre, shift of all, factor of sigma_creator.
@@ -443,14 +450,13 @@ def _forms(rng: np.random.Generator, *, batches: tuple[int, ...]) -> pd.DataFram
     found = []
     for form, family in FORMS.items():
         fitted = _chain(drawn, family)
-        below = fitted.below(drawn[-1])
-        lower, upper = tail_probabilities()
+        error, inside = _against(drawn[-1].tau, fitted.effects, fitted.rule.weight)
         found.append(
             {
                 "form": form,
                 "sigma_creator": fitted.mean,
-                "coverage": np.mean((below >= lower) & (below <= upper)),
-                "mse": fitted.squared_error(drawn[-1]),
+                "coverage": inside.mean(),
+                "mse": error.mean(),
                 "mean_error": (fitted.mean - joint.mean) / joint.sd,
                 "sd_error": fitted.sd / joint.sd - 1,
                 "genre_error": np.abs(
@@ -476,32 +482,6 @@ def _chain(batches: list[Batch], family) -> _Fitted:
             normals = _Normals(sums.mean[0], sums.weight[0])
             priors = replace(priors, sigma_creator=family(fitted.mean, fitted.sd))
     return fitted
-
-
-class _Fitted:
-    """What the study wants to know of a fit: moments of sigma_creator, genres and creators."""
-
-    def __init__(self, data: Estimates, priors: Priors):
-        self.data, self.likelihood = data, Likelihood(data, priors.mu_global)
-        grid: Grid = integrate(self.likelihood, priors)
-        weight, sigma = np.exp(grid.log_weight), grid.nodes.sigma_creator
-        self.mean = float((weight * sigma).sum())
-        self.sd = float(np.sqrt((weight * np.square(sigma - self.mean)).sum()))
-        self.rule = effect_rule(grid)
-        self.centers = self.rule.centers(self.likelihood)
-        self.genre = mixture_moments(self.centers, self.rule.weight)
-
-    def _effects(self):
-        return creator_moments(self.data, self.centers, self.rule.sigma_creator)
-
-    def below(self, batch: Batch) -> np.ndarray:
-        """Posterior probability of an effect below the true one, by creator."""
-        return mixture_cdf(self._effects(), batch.tau[self.data.order], self.rule.weight)
-
-    def squared_error(self, batch: Batch) -> float:
-        """Mean squared error of the posterior means."""
-        made = mixture_moments(self._effects(), self.rule.weight).mean
-        return float(np.mean(np.square(made - batch.tau[self.data.order])))
 
 
 # ---------------------------------------------------------------------- calibration
