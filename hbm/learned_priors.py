@@ -125,6 +125,7 @@ def _remember(data: Estimates, genres: np.ndarray, past: Memory | None) -> Memor
     center = data.by_genre(weight * data.effect_hat) / data.by_genre(weight)
     if past is not None:
         center = np.array([past.centers.get(g, c) for g, c in zip(names, center, strict=True)])
+    data = replace(data, effect_hat=data.effect_hat - center[data.genre_idx])
     step = max(1, _BLOCK // len(data.se))
     constant = 0.5 * (len(data.se) - data.n_genres) * np.log(2 * np.pi)
 

@@ -98,7 +98,8 @@ class Memory:
         Parameters
         ----------
         sums : callable
-            What the batch says at values of sigma_creator, shape (node,).
+            What the batch says at values of sigma_creator, shape (node,); means are distances
+            from the centers, so that effects far from 0 lose no digits.
         genres : sequence of str
         center, n_creators : ndarray, shape (genre,)
         scale : float
@@ -115,8 +116,7 @@ class Memory:
             angle = np.pi * (np.arange(order) + 0.5) / order
             sigma = scale / np.tan(angle / 2)
             total = np.square(sigma) + scale**2
-            mean, weight, residual = sums(sigma)
-            away = mean - center
+            away, weight, residual = sums(sigma)
             toward = weight * away
             density = residual + 0.5 * (np.log(weight) - _LOG_2PI - toward * away).sum(axis=1)
             density += 0.5 * np.sum(n_creators) * np.log(total)

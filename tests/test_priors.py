@@ -7,9 +7,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from hbm.priors import Fixed, Gamma, HalfCauchy, HalfNormal, Normal, Priors
+from hbm.priors import (
+    Fixed,
+    Gamma,
+    HalfCauchy,
+    HalfNormal,
+    LogNormal,
+    Normal,
+    Priors,
+    TruncatedNormal,
+)
 
-FAMILIES = (Normal(0.3, 2.5), HalfNormal(0.7), HalfCauchy(5.0))
+FAMILIES = (
+    Normal(0.3, 2.5),
+    HalfNormal(0.7),
+    HalfCauchy(5.0),
+    LogNormal(-0.9, 0.4),
+    TruncatedNormal(0.4, 0.3),
+)
 
 
 @pytest.mark.parametrize("prior", FAMILIES, ids=repr)
@@ -49,6 +64,10 @@ def test_a_gamma_that_begins_above_zero_is_one_moved_up():
 
 def test_the_densities_are_the_textbooks():
     assert HalfNormal(2.0).scipy().pdf(1.0) == pytest.approx(2 * stats.norm(0, 2).pdf(1.0))
+    log_normal = stats.norm(-0.9, 0.4).pdf(np.log(0.5)) / 0.5
+    assert LogNormal(-0.9, 0.4).scipy().pdf(0.5) == pytest.approx(log_normal)
+    cut = stats.norm(0.4, 0.3).pdf(0.5) / stats.norm(0.4, 0.3).sf(0)
+    assert TruncatedNormal(0.4, 0.3).scipy().pdf(0.5) == pytest.approx(cut)
     assert HalfCauchy(5.0).scipy().pdf(3.0) == pytest.approx(2 / (np.pi * 5 * (1 + (3 / 5) ** 2)))
     assert Normal(1.0, 3.0).scipy().std() == pytest.approx(3.0)
     shape, rate, x = 2.0, 0.1, 7.0
@@ -77,6 +96,8 @@ def test_a_fixed_value_is_a_constant():
         (lambda: Normal(np.nan, 1), "Normal: mu must be finite, got nan"),
         (lambda: Normal(0, np.inf), "Normal: sigma must be finite"),
         (lambda: HalfNormal(0), "HalfNormal: sigma must be greater than 0"),
+        (lambda: LogNormal(0, 0), "LogNormal: sigma must be greater than 0, got 0"),
+        (lambda: TruncatedNormal(0, -1), "TruncatedNormal: sigma must be greater than 0"),
         (lambda: HalfCauchy(-2), "HalfCauchy: beta must be greater than 0, got -2"),
         (lambda: Fixed(-0.1), "Fixed: value must not be negative, got -0.1"),
         (lambda: Fixed(np.inf), "Fixed: value must be finite"),
