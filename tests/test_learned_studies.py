@@ -136,10 +136,10 @@ def test_figures_draw_every_policy(weeks, change):
     table = summarize_policies(weeks[weeks["genre"] == NEW], BY)
     left, right = plots.plot_weeks(table[table["policy"] != ORACLE]).axes
     assert len(left.containers) == len(right.containers) == len(POLICIES)
-    drawn = left.containers[0].lines[0].get_ydata()
+    drawn = np.asarray(left.containers[0].lines[0].get_ydata(), float)
     alone = table[table["policy"] == "each batch alone"].sort_values("batch")
     np.testing.assert_allclose(drawn, alone["ratio"])
-    drawn = right.containers[0].lines[0].get_ydata()
+    drawn = np.asarray(right.containers[0].lines[0].get_ydata(), float)
     np.testing.assert_allclose(drawn, np.sqrt(alone["genre_mse"]))
     table = summarize_policies(change[change["genre"] == GENRES[2]], BY)
     figure = plots.plot_change(table[table["policy"] != ORACLE], at=3)
