@@ -83,8 +83,33 @@ def extract_hbm_estimates(idata, summaries: pd.DataFrame, *, check: bool = True)
     _require_same_data(idata, summaries)
     if check:
         check_diagnostics(idata).raise_if_failed()
-    data = estimates_of(idata)
-    effects = _effects(idata)
+    columns = effect_columns(estimates_of(idata), _effects(idata))
+    last = {name: columns.pop(name) for name in ("p_positive", "shrinkage")}
+    genres = pd.Index(idata["posterior"].dataset["genre"].values, dtype=object)
+    return pd.DataFrame(
+        {
+            "creator_id": summaries["creator_id"].to_numpy(),
+            "genre": genres.take(summaries["genre_idx"].to_numpy(int)),
+            **columns,
+            "n_total": summaries["n_total"].to_numpy() if "n_total" in summaries else np.nan,
+            **last,
+        }
+    )
+
+
+def effect_columns(data: Estimates, effects: EffectMixture) -> dict[str, np.ndarray]:
+    """Return what a mixture says of each creator, in the order of the frame.
+
+    Parameters
+    ----------
+    data : Estimates
+    effects : EffectMixture
+
+    Returns
+    -------
+    dict of str to ndarray, shape (creator,)
+        ``effect_hat, se, ci_lower, ci_upper, p_positive, shrinkage``.
+    """
     lower, upper = tail_probabilities(LEVEL)
     columns = {name: np.empty(len(data.se)) for name in _ESTIMATED}
 
@@ -104,18 +129,7 @@ def extract_hbm_estimates(idata, summaries: pd.DataFrame, *, check: bool = True)
     blocks = [slice(i, i + step) for i in range(0, len(data.se), step)]
     with ThreadPoolExecutor() as threads:
         list((threads.map if len(blocks) > 1 else map)(fill, blocks))
-    columns = {name: data.unsort(values) for name, values in columns.items()}
-    last = {name: columns.pop(name) for name in ("p_positive", "shrinkage")}
-    genres = pd.Index(idata["posterior"].dataset["genre"].values, dtype=object)
-    return pd.DataFrame(
-        {
-            "creator_id": summaries["creator_id"].to_numpy(),
-            "genre": genres.take(summaries["genre_idx"].to_numpy(int)),
-            **columns,
-            "n_total": summaries["n_total"].to_numpy() if "n_total" in summaries else np.nan,
-            **last,
-        }
-    )
+    return {name: data.unsort(values) for name, values in columns.items()}
 
 
 def effect_cdf(idata, x) -> np.ndarray:
@@ -132,7 +146,11 @@ def effect_cdf(idata, x) -> np.ndarray:
     -------
     ndarray, shape (creator,)
     """
-    data, effects = estimates_of(idata), _effects(idata)
+    return mixture_effect_cdf(estimates_of(idata), _effects(idata), x)
+
+
+def mixture_effect_cdf(data: Estimates, effects: EffectMixture, x) -> np.ndarray:
+    """Do the same for a mixture; `x` by creator in the order of the frame."""
     x = np.broadcast_to(np.asarray(x, float), len(data.se))[data.order]
     below, step = np.empty(len(x)), max(1, _BLOCK // effects.size)
     for start in range(0, len(x), step):
@@ -162,7 +180,7 @@ def mixture(idata) -> Mixture:
     return Mixture(genre_moments(estimates_of(idata), hyper), hyper.sigma_creator, None)
 
 
-class _Effects(NamedTuple):
+class EffectMixture(NamedTuple):
     """The posterior of creators' effects as a mixture of normals.
 
     Attributes
@@ -179,21 +197,26 @@ class _Effects(NamedTuple):
     of: Callable[[Estimates], tuple[Moments, np.ndarray | None, np.ndarray]]
 
 
-def _effects(idata) -> _Effects:
+def _effects(idata) -> EffectMixture:
     """Return the posterior of effects; of a robust fit, from `student.MAX_DRAWS` of its draws."""
     posterior = idata["posterior"].dataset
     if "nu" in posterior:
         draws = student.student_draws(posterior).thinned()
         nodes = student.nodes_for(estimates_of(idata))
         size = len(draws.nu) * nodes.size
-        return _Effects(size, partial(student.components, draws=draws, nodes=nodes))
-    genre, sigma_creator, weights = mixture(idata)
+        return EffectMixture(size, partial(student.components, draws=draws, nodes=nodes))
+    return normal_effects(mixture(idata))
+
+
+def normal_effects(posterior: Mixture) -> EffectMixture:
+    """Return the posterior of effects that are normal around their genre's mean."""
+    genre, sigma_creator, weights = posterior
 
     def of(data: Estimates):
         pull = shrinkage_factor(data.se, for_creators(sigma_creator, data))
         return creator_moments(data, genre, sigma_creator), weights, pull
 
-    return _Effects(len(sigma_creator), of)
+    return EffectMixture(len(sigma_creator), of)
 
 
 def extract_genre_estimates(idata) -> pd.DataFrame:
@@ -212,23 +235,42 @@ def extract_genre_estimates(idata) -> pd.DataFrame:
         (equal-tailed 95% interval), ``p_positive``.
     """
     genre, _, weights = mixture(idata)
-    overall = mixture_moments(genre, weights)
-    # Without grouping a sampled genre mean is its draw of mu_global, a point.
-    genre = Moments(genre.mean, np.maximum(genre.var, 1e-12 * overall.var))
-    lower, upper = tail_probabilities(LEVEL)
     return pd.DataFrame(
         {
             "genre": idata["posterior"].dataset["genre"].values,
             "n_creators": np.bincount(
-                idata["constant_data"]["genre_idx"].values.astype(int), minlength=len(overall.mean)
+                idata["constant_data"]["genre_idx"].values.astype(int),
+                minlength=genre.mean.shape[-1],
             ),
-            "mean": overall.mean,
-            "se": np.sqrt(overall.var),
-            "lower": mixture_quantile(genre, lower, weights),
-            "upper": mixture_quantile(genre, upper, weights),
-            "p_positive": mixture_cdf(genre._replace(mean=-genre.mean), 0.0, weights),
+            **mean_columns(genre, weights),
         }
     )
+
+
+def mean_columns(moments: Moments, weights: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Return what a mixture says of means, or of anything that is normal given the component.
+
+    Parameters
+    ----------
+    moments : Moments, shape (component, unit)
+    weights : ndarray, shape (component,), or None
+
+    Returns
+    -------
+    dict of str to ndarray, shape (unit,)
+        ``mean, se, lower, upper, p_positive``.
+    """
+    overall = mixture_moments(moments, weights)
+    # Without grouping a sampled genre mean is its draw of mu_global, a point.
+    moments = Moments(moments.mean, np.maximum(moments.var, 1e-12 * overall.var))
+    lower, upper = tail_probabilities(LEVEL)
+    return {
+        "mean": overall.mean,
+        "se": np.sqrt(overall.var),
+        "lower": mixture_quantile(moments, lower, weights),
+        "upper": mixture_quantile(moments, upper, weights),
+        "p_positive": mixture_cdf(moments._replace(mean=-moments.mean), 0.0, weights),
+    }
 
 
 _ESTIMATED = ("effect_hat", "se", "ci_lower", "ci_upper", "p_positive", "shrinkage")

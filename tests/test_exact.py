@@ -17,7 +17,7 @@ from hbm.estimates import extract_genre_estimates, extract_hbm_estimates
 from hbm.exact import components, predict_effects
 from hbm.exact.draws import (
     _Between,
-    _sums_between,
+    sums_between,
     draw_effects,
     extract_hyper_estimates,
     hyper_cdf,
@@ -605,10 +605,10 @@ def test_means_over_draws_agree_with_the_mixture(drawn):
     assert np.all(np.abs(values.mean(axis=0) - found["effect_hat"]) < K * found["se"] / n**0.5)
 
 
-def test_sums_between_values_of_sigma(rng):
+def testsums_between_values_of_sigma(rng):
     likelihood = Likelihood(Estimates.from_frame(simulated(rng, [30, 1, 20])), Normal())
     sigma = np.exp(rng.normal(-1, 1.5, 500))
-    found, expected = _sums_between(likelihood, sigma), likelihood.sums(sigma)
+    found, expected = sums_between(likelihood, sigma), likelihood.sums(sigma)
     np.testing.assert_allclose(found.mean, expected.mean, atol=1e-5)
     np.testing.assert_allclose(found.weight, expected.weight, rtol=1e-5)
 

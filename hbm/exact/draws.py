@@ -140,7 +140,7 @@ def draw_effects(
     rng = np.random.default_rng(random_seed)
     likelihood = likelihood_of(idata)
     sigma_genre, sigma_creator = _Between(idata).draw(rng, n_draws)
-    sums = _sums_between(likelihood, sigma_creator)
+    sums = sums_between(likelihood, sigma_creator)
     mu_global, mu_genre, centers = likelihood.draw(rng, sums, sigma_genre)
     tau = creator_moments(_in_frame_order(idata).take(position), centers, sigma_creator)
     noise = rng.standard_normal(tau.mean.shape)
@@ -192,8 +192,8 @@ def _in_frame_order(idata: xr.DataTree) -> Estimates:
     )
 
 
-def _sums_between(likelihood: Likelihood, sigma_creator: np.ndarray):
-    """Sums over creators at every draw, by a spline through 129 values of sigma_creator."""
+def sums_between(likelihood: Likelihood, sigma_creator: np.ndarray):
+    """Return sums over creators at every draw, by a spline through 129 values of sigma_creator."""
     x = np.log(sigma_creator)
     if np.ptp(x) == 0:
         sums = likelihood.sums(sigma_creator[:1])
