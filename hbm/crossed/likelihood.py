@@ -40,7 +40,7 @@ class Sigmas(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Effects:
+class CellEffects:
     """Moments of everything but the creators, given the data and the node.
 
     Attributes
@@ -204,7 +204,7 @@ class CrossedLikelihood:
         mu = self.origin + self.prior.sigma * factor[n, n - 1] / last
         return log_density, mu, np.square(self.prior.sigma / last)
 
-    def effects(self, sigmas: Sigmas) -> Effects:
+    def effects(self, sigmas: Sigmas) -> CellEffects:
         """Return the moments of all effects at each node."""
         table = self._from_creators(sigmas.creator)
         system = self._system(table, sigmas)
@@ -241,7 +241,7 @@ class CrossedLikelihood:
             Moments(line + pull * (y - line), np.square(shrink) * line_var + own_var),
         )
 
-    def draw(self, rng: np.random.Generator, sigmas: Sigmas) -> Effects:
+    def draw(self, rng: np.random.Generator, sigmas: Sigmas) -> CellEffects:
         """Draw all effects at each draw of the standard deviations; the variances are 0."""
         table = self._interpolated(sigmas.creator)
         system = self._system(table, sigmas)
@@ -264,12 +264,12 @@ class CrossedLikelihood:
     def _short(self, sigmas: Sigmas) -> np.ndarray:
         return sigmas.first if self.swapped else sigmas.second
 
-    def _in_order(self, mu, long, short, interaction, cell) -> Effects:
+    def _in_order(self, mu, long, short, interaction, cell) -> CellEffects:
         """Bring (long, short) back to (first, second)."""
         if not self.swapped:
-            return Effects(mu, long, short, interaction, cell)
+            return CellEffects(mu, long, short, interaction, cell)
         tables = (Moments(*(part.mT for part in table)) for table in (interaction, cell))
-        return Effects(mu, short, long, *tables)
+        return CellEffects(mu, short, long, *tables)
 
 
 def _cholesky(matrix: np.ndarray) -> np.ndarray:
