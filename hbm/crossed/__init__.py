@@ -38,7 +38,7 @@ from hbm.estimates import (
     normal_effects,
 )
 from hbm.exact.draws import MAX_VALUES
-from hbm.exact.lattice import TOLERANCE, Lattice, Marginal, draw_between
+from hbm.exact.lattice import TOLERANCE, Lattice, draw_between
 from hbm.gaussian import (
     Estimates,
     Moments,
@@ -63,7 +63,7 @@ def fit_crossed_model(
     draws: int = 2000,
     chains: int = 4,
     random_seed: int = 42,
-    tolerance: float = TOLERANCE,
+    quick: bool = False,
 ) -> xr.DataTree:
     """Fit two crossed groupings and return their posterior.
 
@@ -80,9 +80,9 @@ def fit_crossed_model(
         In the unit of the effects.
     draws, chains, random_seed : int
         The draws are independent; ``draws=0`` leaves them out: estimates need none.
-    tolerance : float
-        Error of the quadrature that is aimed at: of the log evidence, and of the means and
-        standard deviations of the hyperparameters in units of their standard deviation.
+    quick : bool
+        Aim at an error of the quadrature four times as large, still within what the diagnostics
+        allow. For studies of many data sets.
 
     Returns
     -------
@@ -106,8 +106,9 @@ def fit_crossed_model(
     effect_hat, se = (summaries[name].to_numpy(float) for name in ("effect_hat", "se"))
     shape = tuple(map(len, names))
     space = Space(make_likelihood(effect_hat, se, level_idx, shape, priors), priors)
+    tolerance = 4 * TOLERANCE if quick else TOLERANCE
     lattice = space.integrate(tolerance)
-    nodes = effect_nodes(space, lattice)
+    nodes = effect_nodes(space, lattice, tolerance)
     tree = _as_datatree(summaries, factors, names, level_idx, lattice, nodes)
     free = [_sigma_names(factors)[k] for k in space.free]
     errors = dict(zip(["log_evidence", *free, "mu_global"], lattice.errors.tolist(), strict=True))
@@ -287,6 +288,13 @@ def crossed_effect_cdf(idata: xr.DataTree, x) -> np.ndarray:
     return mixture_effect_cdf(*_effects(idata), x)
 
 
+def crossed_effect_moments(idata: xr.DataTree) -> Moments:
+    """Return the posterior mean and variance of each creator's effect, shape (creator,)."""
+    data, effects = _effects(idata)
+    overall = mixture_moments(*effects.of(data)[:2])
+    return Moments(*map(data.unsort, overall))
+
+
 def extract_cell_estimates(idata: xr.DataTree) -> pd.DataFrame:
     """Return the posterior of each cell's mean effect, of empty cells too.
 
@@ -338,6 +346,8 @@ def extract_level_estimates(idata: xr.DataTree) -> pd.DataFrame:
         `extract_cell_estimates`.
     """
     nodes, effects = nodes_of(idata), _cell_effects(idata)
+    # Where a sigma is fixed at 0 the effects are points.
+    least = np.square(1e-9 * idata["constant_data"]["se"].values.min())
     level_idx = idata["constant_data"]["level_idx"].values
     frames = []
     for place, (name, moments) in enumerate(
@@ -346,6 +356,7 @@ def extract_level_estimates(idata: xr.DataTree) -> pd.DataFrame:
         levels = idata["posterior"].dataset[name].values
         keys = {"factor": name, "level": levels}
         keys["n_creators"] = np.bincount(level_idx[:, place], minlength=len(levels))
+        moments = moments._replace(var=np.maximum(moments.var, least))
         frames.append(pd.DataFrame(keys | mean_columns(moments, nodes.weight)))
     return pd.concat(frames, ignore_index=True)
 
@@ -371,15 +382,17 @@ def extract_sigma_estimates(idata: xr.DataTree) -> pd.DataFrame:
     overall = mixture_moments(mu, weight)
     interval = (mixture_quantile(mu, p, weight)[0] for p in tails)
     rows = [("mu_global", overall.mean[0], np.sqrt(overall.var[0]), *interval)]
-    sigmas = space.sigmas(lattice.points)
     for k, name in enumerate(_sigma_names(idata.attrs["factors"])):
-        mean = weight @ sigmas[k]
-        se = np.sqrt(weight @ np.square(sigmas[k] - mean))
-        interval = (mean, mean)
-        if k in space.free:
-            ends = Marginal(lattice, space.free.index(k)).quantile(np.array(tails))
-            interval = space.scales[k].value(ends, space.units[k])
-        rows.append((name, mean, se, *interval))
+        if k not in space.free:
+            fixed = space.scales[k].fixed
+            rows.append((name, fixed, 0.0, fixed, fixed))
+            continue
+        marginal = space.marginal(lattice, k)
+        value = space.scales[k].value(marginal.points, space.units[k])
+        mean = marginal.weight @ value
+        se = np.sqrt(marginal.weight @ np.square(value - mean))
+        ends = marginal.quantile(np.array(tails))
+        rows.append((name, mean, se, *space.scales[k].value(ends, space.units[k])))
     return pd.DataFrame(rows, columns=["parameter", "mean", "se", "lower", "upper"])
 
 
@@ -406,7 +419,7 @@ def crossed_hyper_cdf(idata: xr.DataTree, name: str, x: float) -> float:
     if x <= 0:
         return 0.0
     y = space.scales[k].coordinate(np.float64(x), space.units[k])
-    return float(Marginal(lattice_of(idata), space.free.index(k)).cdf(y))
+    return float(space.marginal(lattice_of(idata), k).cdf(y))
 
 
 def _mu_global(idata: xr.DataTree) -> Moments:

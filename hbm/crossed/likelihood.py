@@ -103,7 +103,13 @@ class CrossedLikelihood:
     def __init__(self, data: Estimates, cells: np.ndarray, shape: tuple[int, int], mu_global):
         self.data, self.cells, self.shape, self.prior = data, cells, shape, mu_global
         self.by_cell = Likelihood(data, mu_global)
-        self.swapped = shape[0] < shape[1]
+        precision = np.zeros(shape)
+        precision[tuple(cells.T)] = data.by_genre(1 / self.by_cell.variance)
+        most = precision.sum(axis=1).max(), precision.sum(axis=0).max()
+        #: The finest scale in the data of each standard deviation, in the order of `Sigmas`.
+        self.finest = np.array([data.se.min(), *(1 / np.sqrt([*most, precision.max()]))])
+        # By what does not depend on which factor comes first, so that swapping changes nothing.
+        self.swapped = (shape[0], most[0]) < (shape[1], most[1])
         self.long, self.short = (max(shape), min(shape))
         place = cells[:, ::-1] if self.swapped else cells
         self.place = tuple(place.T)
@@ -116,13 +122,6 @@ class CrossedLikelihood:
         """Return the likelihood of some of the sorted creators; the levels stay."""
         cells = self.cells[np.unique(self.data.genre_idx[kept])]
         return CrossedLikelihood(renumbered(self.data, kept), cells, self.shape, self.prior)
-
-    def finest(self) -> np.ndarray:
-        """Return the finest scale in the data of each standard deviation, shape (4,)."""
-        precision = np.zeros(self.shape)
-        precision[tuple(self.cells.T)] = self.data.by_genre(1 / self.by_cell.variance)
-        most = precision.sum(axis=1).max(), precision.sum(axis=0).max(), precision.max()
-        return np.array([self.data.se.min(), *(1 / np.sqrt(most))])
 
     def given(self, sigmas: Sigmas) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return log density and the moments of mu_global at each node, shape (node,).
@@ -194,7 +193,8 @@ class CrossedLikelihood:
     def _given(self, table: _Table, system: _System):
         n = self.short + 1
         both = np.empty((n + 1, n + 1, len(system.squared)))
-        both[:n, :n], both[n, :n], both[n, n] = system.precision, system.toward, system.squared + 1
+        both[:n, :n], both[n, n] = system.precision, system.squared + 1
+        both[n, :n] = both[:n, n] = system.toward
         factor = _cholesky(both)
         log_det = np.log(factor[np.arange(n), np.arange(n)]).sum(axis=0)
         squared = np.square(factor[n, n]) - 1

@@ -11,7 +11,7 @@ import xarray as xr
 
 from hbm import priors as families
 from hbm.crossed.likelihood import CrossedLikelihood, Sigmas
-from hbm.exact.lattice import Lattice, Values, integrate_on_lattice, reduced
+from hbm.exact.lattice import Lattice, Marginal, Values, integrate_on_lattice, reduced
 from hbm.exact.quadrature import FLOOR, Scale
 from hbm.gaussian import Estimates, Moments, creator_moments, mixture_moments
 from hbm.priors import Fixed, HalfNormal, Normal, Prior, Priors
@@ -20,13 +20,13 @@ from hbm.priors import Fixed, HalfNormal, Normal, Prior, Priors
 _CEILING = 20.0
 
 #: Probability of the nodes that are left out when effects are read from the lattice.
-_NEGLIGIBLE = 1e-7
+_NEGLIGIBLE = 1e-5
 
 #: Above so many nodes x creators (or cells) the lattice is reduced to fewer nodes for them.
 MAX_WORK = 4 * 10**6
 
-#: Moments of creators, in standard deviations, may differ by this between two reductions.
-_CLOSE = 1e-3
+#: Nodes x levels x levels of effects that are computed at a time.
+_BLOCK = 2 * 10**6
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,9 @@ class Space:
     def __init__(self, likelihood: CrossedLikelihood, priors: CrossedPriors):
         self.likelihood = likelihood
         self.scales = [Scale(prior) for prior in priors.sigmas]
-        self.units = likelihood.finest()
-        self.free = [k for k, scale in enumerate(self.scales) if scale.fixed is None]
+        self.units = likelihood.finest
+        order = (0, 2, 1, 3) if likelihood.swapped else (0, 1, 2, 3)
+        self.free = [k for k in order if self.scales[k].fixed is None]
 
     def sigmas(self, points: np.ndarray) -> Sigmas:
         """Return the standard deviations at points of the space."""
@@ -136,6 +137,11 @@ class Space:
         """Return the log density where all points differ in sigma_creator."""
         return self.likelihood.between(self.sigmas(points))[0] + self._log_prior(points)
 
+    def marginal(self, lattice: Lattice, k: int) -> Marginal:
+        """Return the distribution of the coordinate of one standard deviation."""
+        scale, unit = self.scales[k], self.units[k]
+        return Marginal(lattice, self.free.index(k), lambda y: scale.log_density(y, unit))
+
     def integrate(self, tolerance: float) -> Lattice:
         """Return the posterior on a lattice."""
         spread = max(np.std(self.likelihood.data.effect_hat), self.units.max())
@@ -153,58 +159,67 @@ class Nodes:
     weight : ndarray, shape (node,)
         Summing to 1.
     error : float
-        Largest difference that a further reduction would have made to the mean or standard
-        deviation of the probed creators, in standard deviations; 0 without any reduction.
+        By how much the reduction has changed the mean or the standard deviation of the probed
+        creators, at the worst, in standard deviations; 0 without any reduction.
     """
 
     sigmas: Sigmas
     weight: np.ndarray
     error: float = 0.0
 
+    @property
+    def sigma_creator(self) -> np.ndarray:
+        """Standard deviation of the creators, shape (node,)."""
+        return self.sigmas.creator
 
-def effect_nodes(space: Space, lattice: Lattice) -> Nodes:
+
+def effect_nodes(space: Space, lattice: Lattice, tolerance: float) -> Nodes:
     """Return the lattice's own nodes for effects, or where there are many creators fewer.
 
     Parameters
     ----------
     space : Space
     lattice : Lattice
+    tolerance : float
+        The error that is aimed at.
     """
     weight = np.exp(lattice.log_weight)
     order = np.argsort(weight)
     kept = np.sort(order[np.cumsum(weight[order]) > _NEGLIGIBLE * weight.sum()])
-    sigmas, weight = space.sigmas(lattice.points[kept]), weight[kept] / weight[kept].sum()
+    whole = Nodes(space.sigmas(lattice.points[kept]), weight[kept] / weight[kept].sum())
     likelihood = space.likelihood
     size = max(len(likelihood.data.se), likelihood.long * likelihood.short)
     if len(kept) * size <= MAX_WORK:
-        return Nodes(sigmas, weight)
+        return whole
     # Ratios of variances, in which shrinkage factors are ratios of linear functions.
-    squared = np.square(np.column_stack(sigmas))
-    ratios = squared / np.maximum(squared + weight @ squared, np.finfo(float).tiny)
-    before = None
+    squared = np.square(np.column_stack(whole.sigmas))
+    ratios = squared / np.maximum(squared + whole.weight @ squared, np.finfo(float).tiny)
+    exact = _probe(likelihood, whole)
+    sd = np.sqrt(exact.var)
     for degree in (3, 4, 5):
-        some, some_weight = reduced(ratios, weight, degree)
-        nodes = Nodes(sigmas.take(some), some_weight)
-        after = _probe(likelihood, nodes)
-        if before is not None:
-            sd = np.sqrt(after.var)
-            error = max(
-                np.max(np.abs(after.mean - before.mean) / sd),
-                np.max(np.abs(np.sqrt(before.var) / sd - 1)),
-            )
-            nodes = replace(nodes, error=float(error))
-            if error <= _CLOSE:
-                break
-        before = after
+        some, some_weight = reduced(ratios, whole.weight, degree)
+        nodes = Nodes(whole.sigmas.take(some), some_weight)
+        mean, var = _probe(likelihood, nodes)
+        changes = np.abs(mean - exact.mean) / sd, np.abs(np.sqrt(var) / sd - 1)
+        nodes = replace(nodes, error=float(np.max(changes)))
+        if nodes.error <= tolerance:
+            break
     return nodes
 
 
 def _probe(likelihood: CrossedLikelihood, nodes: Nodes) -> Moments:
-    """Return the moments of 500 creators."""
+    """Return the moments of some creators: the extreme ones, and up to 300 others."""
     data = likelihood.data
-    some = data.take(slice(None, None, max(1, len(data.se) // 500)))
-    cells = cell_moments(likelihood, nodes.sigmas)
-    return mixture_moments(creator_moments(some, cells, nodes.sigmas.creator), nodes.weight)
+    among = np.arange(0, len(data.se), max(1, len(data.se) // 300))
+    ends = [data.se.argmin(), data.se.argmax(), data.effect_hat.argmin(), data.effect_hat.argmax()]
+    probed = data.take(np.unique(np.concatenate([among, ends])))
+    step = max(1, _BLOCK // (likelihood.long * likelihood.short))
+    parts = []
+    for start in range(0, len(nodes.weight), step):
+        sigmas = nodes.sigmas.take(slice(start, start + step))
+        parts.append(creator_moments(probed, cell_moments(likelihood, sigmas), sigmas.creator))
+    moments = Moments(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+    return mixture_moments(moments, nodes.weight)
 
 
 def cell_moments(likelihood: CrossedLikelihood, sigmas: Sigmas) -> Moments:

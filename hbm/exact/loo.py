@@ -204,8 +204,7 @@ def density_without(rule: Rule, data: Estimates, centers: Moments) -> tuple[np.n
 
     Parameters
     ----------
-    rule : Rule
-        Its sigma_creator is used.
+    rule : Rule, or anything with a `sigma_creator`
     data : Estimates
     centers : Moments, shape (node, genre)
         Of mu_genre given the node and all estimates.
