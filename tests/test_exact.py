@@ -605,7 +605,7 @@ def test_means_over_draws_agree_with_the_mixture(drawn):
     assert np.all(np.abs(values.mean(axis=0) - found["effect_hat"]) < K * found["se"] / n**0.5)
 
 
-def testsums_between_values_of_sigma(rng):
+def test_sums_between_values_of_sigma(rng):
     likelihood = Likelihood(Estimates.from_frame(simulated(rng, [30, 1, 20])), Normal())
     sigma = np.exp(rng.normal(-1, 1.5, 500))
     found, expected = sums_between(likelihood, sigma), likelihood.sums(sigma)
