@@ -68,6 +68,12 @@ _PUBLIC = {
     "grouping.checks": "analyze_shrinkage check_posterior_separation",
     "grouping.select": "select_grouping",
     "grouping.monitor": "GroupingAlert monitor_grouping",
+    "crossed.posterior": "CrossedPriors",
+    "crossed": (
+        "crossed_effect_cdf draw_crossed extract_cell_estimates extract_crossed_estimates "
+        "extract_sigma_estimates fit_crossed_model"
+    ),
+    "crossed.loo": "compare_crossed loo_crossed",
     "store": "kept",
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names.split()}

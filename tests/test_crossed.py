@@ -11,25 +11,21 @@ from hbm import crossed
 from hbm.checks import DataError
 from hbm.crossed import (
     crossed_effect_cdf,
-    crossed_effect_moments,
     crossed_hyper_cdf,
     draw_crossed,
     extract_cell_estimates,
     extract_crossed_estimates,
-    extract_level_estimates,
     extract_sigma_estimates,
     fit_crossed_model,
 )
 from hbm.crossed import posterior as crossed_posterior
-from hbm.crossed.likelihood import Sigmas
 from hbm.crossed.loo import loo_crossed
-from hbm.crossed.posterior import CrossedPriors, cell_moments, nodes_of, space_of
-from hbm.crossed.sampled import PARAMETERIZATIONS, prior_scales, sample_crossed, sampling_summary
+from hbm.crossed.posterior import CrossedPriors, cell_moments, nodes_of, prior_scales, space_of
 from hbm.diagnostics import DiagnosticsError, check_diagnostics
 from hbm.estimates import extract_genre_estimates, extract_hbm_estimates
 from hbm.exact.draws import extract_hyper_estimates
 from hbm.exact.loo import loo_exact
-from hbm.gaussian import creator_moments, mixture_moments
+from hbm.gaussian import creator_moments
 from hbm.model import fit_hierarchical_model
 from hbm.priors import Fixed, HalfCauchy, HalfNormal, Normal, Priors
 
@@ -141,7 +137,7 @@ def test_everything_given_the_sigmas_against_the_dense_normal(small, sigmas):
     dense = Dense(small, sigmas, mu_global)
     fit = fit_crossed_model(small, priors=fixed(sigmas, mu_global), draws=0)
     assert fit.attrs["log_marginal_likelihood"] == pytest.approx(dense.log_density, abs=1e-9)
-    assert fit.sizes == {} and fit["lattice"].sizes["node"] == 1
+    assert fit["lattice"].sizes["node"] == 1
     likelihood, nodes = space_of(fit).likelihood, nodes_of(fit)
     effects = likelihood.effects(nodes.sigmas)
     for name in ("mu_global", "first", "second", "interaction", "cell"):
@@ -240,9 +236,7 @@ def test_one_grouping_alone_is_what_the_exact_engine_finds(rng, factor):
     }[factor]
     group = summaries["genre"] + summaries["segment"] if factor == "cell" else summaries[factor]
     simple = summaries.drop(columns="genre").assign(genre_idx=pd.factorize(group, sort=True)[0])
-    exact = fit_hierarchical_model(
-        simple, engine="exact", draws=0, priors=Priors(sigma_genre=free)
-    )
+    exact = fit_hierarchical_model(simple, engine="exact", draws=0, priors=Priors(sigma_genre=free))
     fit = fit_crossed_model(summaries, priors=priors, draws=0)
     assert fit.attrs["log_marginal_likelihood"] == pytest.approx(
         exact.attrs["log_marginal_likelihood"], abs=CLOSE
@@ -263,8 +257,6 @@ def test_one_grouping_alone_is_what_the_exact_engine_finds(rng, factor):
     np.testing.assert_allclose(left.pointwise["elpd"], right.pointwise["elpd"], atol=CLOSE)
     np.testing.assert_allclose(left.pointwise["pit"], right.pointwise["pit"], atol=CLOSE)
     if factor != "cell":
-        levels = extract_level_estimates(fit)
-        np.testing.assert_allclose(levels.loc[levels["factor"] != factor, "se"], 0, atol=1e-9)
         means = extract_genre_estimates(exact)
         cells = extract_cell_estimates(fit).drop_duplicates(factor).sort_values(factor)
         np.testing.assert_allclose(cells["mean"], means["mean"], atol=CLOSE * means["se"].min())
@@ -341,7 +333,7 @@ def test_relabelling_the_levels_changes_nothing(usual):
 
 
 def test_swapping_the_factors_changes_nothing(usual):
-    summaries, fit = usual
+    summaries, _ = usual
     priors = CrossedPriors(sigma_factors=(HalfNormal(0.5), HalfNormal(2.0)))
     turned = CrossedPriors(sigma_factors=priors.sigma_factors[::-1])
     one = fit_crossed_model(summaries, priors=priors, draws=0)
@@ -357,7 +349,9 @@ def test_swapping_the_factors_changes_nothing(usual):
     cells = [extract_cell_estimates(fit).sort_values(by) for fit in (one, two)]
     np.testing.assert_array_equal(cells[0]["n_creators"], cells[1]["n_creators"])
     np.testing.assert_allclose(cells[0]["mean"], cells[1]["mean"], atol=1e-6)
-    sigmas = [extract_sigma_estimates(fit).set_index("parameter").sort_index() for fit in (one, two)]
+    sigmas = [
+        extract_sigma_estimates(fit).set_index("parameter").sort_index() for fit in (one, two)
+    ]
     np.testing.assert_allclose(sigmas[0], sigmas[1], atol=1e-6)
     elpd = [loo_crossed(fit).pointwise["elpd"] for fit in (one, two)]
     np.testing.assert_allclose(elpd[0], elpd[1], atol=1e-6)
@@ -380,7 +374,9 @@ def test_units_do_not_matter_with_priors_from_the_data(usual):
             effect_hat=unit * summaries["effect_hat"], se=unit * summaries["se"]
         )
         priors = CrossedPriors.weakly_informative(scaled)
-        fits.append(extract_crossed_estimates(fit_crossed_model(scaled, priors=priors, draws=0), scaled))
+        fits.append(
+            extract_crossed_estimates(fit_crossed_model(scaled, priors=priors, draws=0), scaled)
+        )
     for name in ("effect_hat", "se", "ci_lower"):
         np.testing.assert_allclose(1000 * fits[0][name], fits[1][name], rtol=1e-5, atol=1e-4)
     np.testing.assert_allclose(fits[0]["p_positive"], fits[1]["p_positive"], atol=1e-6)
@@ -400,14 +396,9 @@ def test_estimates_are_frames_as_everywhere(usual):
     declared = (estimates["ci_lower"] > 0) | (estimates["ci_upper"] < 0)
     tail = np.minimum(estimates["p_positive"], 1 - estimates["p_positive"])
     np.testing.assert_array_equal(declared, tail < 0.025)
-    moments = crossed_effect_moments(fit)
-    np.testing.assert_allclose(moments.mean, estimates["effect_hat"])
     np.testing.assert_allclose(crossed_effect_cdf(fit, estimates["ci_lower"]), 0.025, atol=1e-9)
     cells = extract_cell_estimates(fit)
     np.testing.assert_array_equal(cells["n_creators"].to_numpy().reshape(4, 3), 2 * SIZES)
-    levels = extract_level_estimates(fit)
-    assert levels["factor"].tolist() == ["genre"] * 4 + ["segment"] * 3
-    np.testing.assert_array_equal(levels["n_creators"], [*2 * SIZES.sum(1), *2 * SIZES.sum(0)])
 
 
 def test_draws_agree_with_the_estimates(usual):
@@ -482,7 +473,7 @@ def test_diagnostics_gate_the_estimates(usual, rng):
     }  # fmt: skip
     fit.attrs["quadrature_errors"]["sigma_segment"] = 0.02
     assert not check_diagnostics(fit).ok
-    with pytest.raises(DiagnosticsError, match="sigma_segment is 2.0e-02, not below 0.01"):
+    with pytest.raises(DiagnosticsError, match=r"sigma_segment is 2\.0e-02, not below 0\.01"):
         extract_crossed_estimates(fit, summaries)
     extract_crossed_estimates(fit, summaries, check=False)
 
@@ -501,9 +492,7 @@ def test_each_creator_as_if_fitted_without_it(rng, monkeypatch):
         if rest["genre"].nunique() < 4:
             continue  # a level is lost: the model without it is the same, but has other coordinates
         without = fit_crossed_model(rest, draws=0)
-        expected = (
-            fit.attrs["log_marginal_likelihood"] - without.attrs["log_marginal_likelihood"]
-        )
+        expected = fit.attrs["log_marginal_likelihood"] - without.attrs["log_marginal_likelihood"]
         assert found.pointwise["elpd"][i] == pytest.approx(expected, abs=5e-4)
     assert found.elpd == pytest.approx(found.pointwise["elpd"].sum())
 
@@ -513,7 +502,8 @@ def test_an_outlier_is_integrated_anew(rng):
     summaries.loc[3, "effect_hat"] = 9.0
     fit = fit_crossed_model(summaries, draws=0)
     found = loo_crossed(fit).pointwise
-    assert found["refitted"][3] and found["refitted"].sum() < 4
+    assert found["refitted"][3]
+    assert found["refitted"].sum() < 4
     rest = summaries.drop(index=3).reset_index(drop=True)
     without = fit_crossed_model(rest, draws=0)
     expected = fit.attrs["log_marginal_likelihood"] - without.attrs["log_marginal_likelihood"]
@@ -551,7 +541,9 @@ def bad(summaries, **columns):
         (lambda s: s.assign(segment="all"), "column 'segment' has a single level, 'all'"),
         (lambda s: s.assign(segment=s["genre"].str.upper()), "the same grouping under two names"),
         (
-            lambda s: s.assign(segment=s["genre"].map(dict.fromkeys(("g0", "g1"), "x")).fillna("y")),
+            lambda s: s.assign(
+                segment=s["genre"].map(dict.fromkeys(("g0", "g1"), "x")).fillna("y")
+            ),
             "column 'genre' is nested in 'segment': each genre has one segment",
         ),
         (
@@ -580,7 +572,9 @@ def test_factors_are_two_columns(rng, factors):
 
 def test_names_that_are_taken(rng):
     with pytest.raises(ValueError, match="must not be called creator"):
-        fit_crossed_model(table_of(rng).rename(columns={"genre": "creator"}), ("creator", "segment"))
+        fit_crossed_model(
+            table_of(rng).rename(columns={"genre": "creator"}), ("creator", "segment")
+        )
 
 
 def test_other_columns_serve_as_well(rng):
@@ -661,7 +655,9 @@ def test_independent_effects_are_a_mean_and_effects_that_sum_to_zero():
     cells = a**2 * np.kron(rest[0], np.ones((k, k))) + b**2 * np.kron(np.ones((j, j)), rest[1])
     cells += c**2 * np.kron(*rest)
     assert scales.loc["mean of a cell", "sum_to_zero"] == pytest.approx(cells[0, 0] ** 0.5)
-    assert scales.loc["interaction", "sum_to_zero"] == pytest.approx(c * np.kron(*rest)[0, 0] ** 0.5)
+    assert scales.loc["interaction", "sum_to_zero"] == pytest.approx(
+        c * np.kron(*rest)[0, 0] ** 0.5
+    )
     assert scales.loc["effect of a level of the first factor", "sum_to_zero"] == pytest.approx(
         a * rest[0][0, 0] ** 0.5
     )
@@ -669,31 +665,35 @@ def test_independent_effects_are_a_mean_and_effects_that_sum_to_zero():
     assert scales.loc["difference of two rows' means", "sum_to_zero"] == pytest.approx(contrast)
 
 
-def test_unknown_parameterizations_are_errors(rng):
-    with pytest.raises(ValueError, match="unknown parameterization 'magic'; known: centered"):
-        sample_crossed(table_of(rng), parameterization="magic")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS[:2])
-def test_sampling_finds_the_same_posterior(rng, parameterization):
+def test_sampling_finds_the_same_posterior(rng):
     """A second implementation, by PyMC from the model as it is stated."""
     import arviz as az
+    import pymc as pm
 
-    summaries = table_of(rng, 3 * SIZES, se=(0.2, 0.6))
+    summaries, priors = table_of(rng, 3 * SIZES, se=(0.2, 0.6)), CrossedPriors()
+    codes = [np.unique(summaries[name], return_inverse=True)[1] for name in ("genre", "segment")]
+    with pm.Model():
+        mu = priors.mu_global.pymc("mu_global")
+        names = ("sigma_creator", "sigma_genre", "sigma_segment", "sigma_interaction")
+        creator, first, second, interaction = (
+            prior.pymc(name) for prior, name in zip(priors.sigmas, names, strict=True)
+        )
+        a = first * pm.Normal("a", shape=(SIZES.shape[0], 1))
+        b = second * pm.Normal("b", shape=(1, SIZES.shape[1]))
+        c = interaction * pm.Normal("c", shape=SIZES.shape)
+        cells = pm.Deterministic("mu_cell", mu + a + b + c)
+        spread = pm.math.sqrt(creator**2 + summaries["se"].to_numpy() ** 2)
+        pm.Normal("d", cells[*codes], spread, observed=summaries["effect_hat"].to_numpy())
+        sampled = pm.sample(
+            3000, nuts_sampler="nutpie", target_accept=0.99, random_seed=1, progressbar=False
+        )
+    posterior = sampled["posterior"].dataset[["mu_global", *names, "mu_cell"]]
+    assert az.ess(posterior).to_array().min() > 100
     fit = fit_crossed_model(summaries, draws=0)
-    sampled = sample_crossed(
-        summaries, parameterization=parameterization, draws=3000, target_accept=0.99
-    )
-    assert sampling_summary(sampled)["min_ess"] > 100
-    posterior = sampled["posterior"].dataset
-    own = extract_sigma_estimates(fit).set_index("parameter")
-    draws = {name: posterior[name] for name in ("mu_global", "sigma_creator", "sigma_interaction")}
-    draws |= {f"sigma_{f}": posterior["sigma_factor"].sel(factor=f) for f in ("genre", "segment")}
-    for name, values in draws.items():
-        error = float(az.mcse(values.rename("x").to_dataset())["x"])
-        assert abs(float(values.mean()) - own.loc[name, "mean"]) < K * error, name
-    cells = extract_cell_estimates(fit)
-    error = az.mcse(posterior[["mu_cell"]])["mu_cell"].values.ravel()
-    gap = posterior["mu_cell"].mean(("chain", "draw")).values.ravel() - cells["mean"]
-    assert np.abs(gap / error).max() < K
+    own = extract_sigma_estimates(fit).set_index("parameter")["mean"]
+    error, mean = az.mcse(posterior), posterior.mean(("chain", "draw"))
+    for name in ("mu_global", *names):
+        assert abs(float(mean[name]) - own[name]) < K * float(error[name]), name
+    gap = mean["mu_cell"].values.ravel() - extract_cell_estimates(fit)["mean"]
+    assert np.abs(gap / error["mu_cell"].values.ravel()).max() < K

@@ -17,11 +17,11 @@ from hbm.estimates import extract_genre_estimates, extract_hbm_estimates
 from hbm.exact import components, predict_effects
 from hbm.exact.draws import (
     _Between,
-    sums_between,
     draw_effects,
     extract_hyper_estimates,
     hyper_cdf,
     likelihood_of,
+    sums_between,
 )
 from hbm.exact.likelihood import Likelihood
 from hbm.exact.quadrature import Cartesian, Polar, _outer_ends, _refine, integrate

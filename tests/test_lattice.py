@@ -100,7 +100,9 @@ def test_a_density_without_end_is_an_error(monkeypatch):
 
 def test_without_a_dimension_there_is_one_node():
     def known(points):
-        return Values(np.full(len(points), 2.5), np.zeros((len(points), 1)), np.ones((len(points), 1)))
+        return Values(
+            np.full(len(points), 2.5), np.zeros((len(points), 1)), np.ones((len(points), 1))
+        )
 
     found = integrate_on_lattice(known, np.zeros(0), BOUNDS)
     assert (found.log_evidence, len(found.index), found.errors.max()) == (2.5, 1, 0)

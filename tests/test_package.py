@@ -77,6 +77,13 @@ ORDER = [
     "grouping.study",
     "grouping.pitfalls",
     "grouping",
+    "exact.lattice",
+    "crossed.likelihood",
+    "crossed.posterior",
+    "crossed",
+    "crossed.loo",
+    "crossed.studies",
+    "crossed.calibration",
     "store",
     "tables",
     "plots.look",
@@ -89,6 +96,7 @@ ORDER = [
     "plots.rollouts",
     "plots.grouping",
     "plots.priors",
+    "plots.crossed",
     "plots",
 ]
 

@@ -1,4 +1,4 @@
-"""Two groupings that cross: genre and audience segment, or any two of which neither holds the other.
+"""Two groupings that cross: genre and audience segment, or any two that are not nested.
 
 tau[i] ~ Normal(mu + a[j_i] + b[k_i] + c[j_i, k_i], sigma_creator), with a, b and c independent
 normals around 0, each with a standard deviation of its own, and effect_hat[i] ~ Normal(tau[i],
@@ -241,7 +241,7 @@ def extract_crossed_estimates(
     _require_same_data(idata, summaries)
     if check:
         check_diagnostics(idata).raise_if_failed()
-    columns = effect_columns(*_effects(idata))
+    columns = effect_columns(*effect_mixture(idata))
     last = {name: columns.pop(name) for name in ("p_positive", "shrinkage")}
     return pd.DataFrame(
         {
@@ -254,7 +254,8 @@ def extract_crossed_estimates(
     )
 
 
-def _effects(idata: xr.DataTree) -> tuple[Estimates, EffectMixture]:
+def effect_mixture(idata: xr.DataTree) -> tuple[Estimates, EffectMixture]:
+    """Return the estimates of a crossed fit, and the posterior of effects as a mixture."""
     likelihood, nodes = space_of(idata).likelihood, nodes_of(idata)
     cells = cell_moments(likelihood, nodes.sigmas)
     return likelihood.data, normal_effects(Mixture(cells, nodes.sigmas.creator, nodes.weight))
@@ -285,14 +286,7 @@ def crossed_effect_cdf(idata: xr.DataTree, x) -> np.ndarray:
     -------
     ndarray, shape (creator,)
     """
-    return mixture_effect_cdf(*_effects(idata), x)
-
-
-def crossed_effect_moments(idata: xr.DataTree) -> Moments:
-    """Return the posterior mean and variance of each creator's effect, shape (creator,)."""
-    data, effects = _effects(idata)
-    overall = mixture_moments(*effects.of(data)[:2])
-    return Moments(*map(data.unsort, overall))
+    return mixture_effect_cdf(*effect_mixture(idata), x)
 
 
 def extract_cell_estimates(idata: xr.DataTree) -> pd.DataFrame:
@@ -310,7 +304,8 @@ def extract_cell_estimates(idata: xr.DataTree) -> pd.DataFrame:
         (posterior standard deviation), ``lower, upper`` (equal-tailed 95% interval),
         ``p_positive``.
     """
-    nodes, cell = nodes_of(idata), _cell_effects(idata).cell
+    nodes = nodes_of(idata)
+    cell = space_of(idata).likelihood.effects(nodes.sigmas).cell
     names = idata.attrs["factors"]
     levels = [idata["posterior"].dataset[name].values for name in names]
     count = np.zeros(cell.mean.shape[1:], int)
@@ -325,40 +320,6 @@ def extract_cell_estimates(idata: xr.DataTree) -> pd.DataFrame:
             **mean_columns(flat, nodes.weight),
         }
     )
-
-
-def _cell_effects(idata: xr.DataTree):
-    return space_of(idata).likelihood.effects(nodes_of(idata).sigmas)
-
-
-def extract_level_estimates(idata: xr.DataTree) -> pd.DataFrame:
-    """Return the posterior of the effect of each level: its deviation from the platform mean.
-
-    Parameters
-    ----------
-    idata : DataTree
-        From `fit_crossed_model`.
-
-    Returns
-    -------
-    DataFrame
-        One row a level: ``factor, level, n_creators`` and the columns of
-        `extract_cell_estimates`.
-    """
-    nodes, effects = nodes_of(idata), _cell_effects(idata)
-    # Where a sigma is fixed at 0 the effects are points.
-    least = np.square(1e-9 * idata["constant_data"]["se"].values.min())
-    level_idx = idata["constant_data"]["level_idx"].values
-    frames = []
-    for place, (name, moments) in enumerate(
-        zip(idata.attrs["factors"], (effects.first, effects.second), strict=True)
-    ):
-        levels = idata["posterior"].dataset[name].values
-        keys = {"factor": name, "level": levels}
-        keys["n_creators"] = np.bincount(level_idx[:, place], minlength=len(levels))
-        moments = moments._replace(var=np.maximum(moments.var, least))
-        frames.append(pd.DataFrame(keys | mean_columns(moments, nodes.weight)))
-    return pd.concat(frames, ignore_index=True)
 
 
 def extract_sigma_estimates(idata: xr.DataTree) -> pd.DataFrame:

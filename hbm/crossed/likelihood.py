@@ -21,7 +21,6 @@ import numpy as np
 from hbm.exact.draws import sums_between
 from hbm.exact.likelihood import Likelihood, renumbered
 from hbm.gaussian import Estimates, Moments
-from hbm.priors import Normal
 
 _BLOCK = 200_000
 
@@ -162,7 +161,9 @@ class CrossedLikelihood:
         weight, mean = np.zeros((2, self.long, self.short, len(sums.mean)))
         weight[self.place], mean[self.place] = sums.weight.T, sums.mean.T - self.origin
         constant = 0.5 * sums.mean.shape[1] * np.log(2 * np.pi)
-        return _Table(weight, mean, sums.residual + 0.5 * np.log(sums.weight).sum(axis=1) - constant)
+        return _Table(
+            weight, mean, sums.residual + 0.5 * np.log(sums.weight).sum(axis=1) - constant
+        )
 
     def _system(self, table: _Table, sigmas: Sigmas) -> _System:
         long, short = sigmas.first, sigmas.second

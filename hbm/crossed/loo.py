@@ -12,24 +12,23 @@ import pandas as pd
 import xarray as xr
 from scipy.special import logsumexp, ndtr
 
+from hbm.crossed import fit_crossed_model
 from hbm.crossed.posterior import (
     CrossedPriors,
     Nodes,
     Space,
     cell_moments,
-    effect_nodes,
     lattice_of,
-    nodes_of,
     space_of,
+    whole,
 )
-from hbm.exact.lattice import NARROW, TOLERANCE, Lattice
-from hbm.exact.loo import ExactLoo, density_without
+from hbm.exact.lattice import NARROW, TOLERANCE
+from hbm.exact.loo import ExactLoo, density_without, loo_exact
+from hbm.model import fit_hierarchical_model
+from hbm.priors import Priors
 
 #: Probability that nodes near the cut may gain without a creator before the lattice is placed anew.
 MAX_LOST = 1e-3
-
-#: Above so many nodes x creators (or cells) the few nodes for effects take the lattice's place.
-MAX_WORK = 3 * 10**7
 
 _BLOCK = 200_000
 
@@ -50,14 +49,10 @@ def loo_crossed(idata: xr.DataTree, *, quick: bool = False) -> ExactLoo:
         As of `hbm.loo_exact`, so that models can be compared creator by creator.
     """
     space, lattice = space_of(idata), lattice_of(idata)
-    likelihood = space.likelihood
-    data = likelihood.data
-    size = max(len(data.se), likelihood.long * likelihood.short)
-    whole = len(lattice.index) * size <= MAX_WORK
-    nodes = nodes_of(idata)
-    if whole:
-        nodes = Nodes(space.sigmas(lattice.points), np.exp(lattice.log_weight))
-    elpd, pit, lost = _left_out(space, nodes, _edge(lattice) if whole else None)
+    data = space.likelihood.data
+    nodes = whole(space, lattice)
+    log_density = lattice.values.log_density
+    elpd, pit, lost = _left_out(space, nodes, log_density < log_density.max() - NARROW)
     again = np.zeros(len(data.se), bool) if quick else lost > MAX_LOST
     for i in np.flatnonzero(again):
         elpd[i], pit[i] = _refitted(idata, space, i)
@@ -73,13 +68,51 @@ def loo_crossed(idata: xr.DataTree, *, quick: bool = False) -> ExactLoo:
     return ExactLoo(float(elpd.sum()), float(se), pointwise)
 
 
-def _edge(lattice: Lattice) -> np.ndarray:
-    log_density = lattice.values.log_density
-    return log_density < log_density.max() - NARROW
+def compare_crossed(
+    summaries: pd.DataFrame,
+    factors: tuple[str, str] = ("genre", "segment"),
+    *,
+    priors: CrossedPriors = CrossedPriors(),
+) -> pd.DataFrame:
+    """Compare crossed groupings with simpler ones, by integrated leave-one-out.
+
+    Parameters
+    ----------
+    summaries, factors, priors
+        As for `hbm.fit_crossed_model`. A single factor keeps its prior; the cells as one factor
+        get that of the first.
+
+    Returns
+    -------
+    DataFrame
+        One row a model, best first: ``model``; ``elpd``, the sum over creators of the log density
+        of their estimates given all others; ``elpd_diff``, by how much it is less than that of
+        the crossed model, creator by creator, and ``dse``, the standard error of that.
+    """
+    first, second = factors
+    loos = {"crossed": loo_crossed(fit_crossed_model(summaries, factors, priors=priors, draws=0))}
+    plain = fit_crossed_model(summaries, factors, priors=priors, interaction=False, draws=0)
+    loos["crossed, no interaction"] = loo_crossed(plain)
+    for name, by, sigma in (
+        (f"{first} only", [first], priors.sigma_factors[0]),
+        (f"{second} only", [second], priors.sigma_factors[1]),
+        ("cells as one factor", [first, second], priors.sigma_factors[0]),
+    ):
+        simple = summaries[["creator_id", "effect_hat", "se"]].assign(
+            genre_idx=summaries.groupby(by, observed=True).ngroup()
+        )
+        own = Priors(priors.mu_global, sigma, priors.sigma_creator)
+        loos[name] = loo_exact(fit_hierarchical_model(simple, engine="exact", priors=own, draws=0))
+    rows = []
+    for name, loo in loos.items():
+        lead = loo.pointwise["elpd"] - loos["crossed"].pointwise["elpd"]
+        dse = np.sqrt(len(lead)) * lead.std(ddof=1)
+        rows.append({"model": name, "elpd": loo.elpd, "elpd_diff": lead.sum(), "dse": dse})
+    return pd.DataFrame(rows).sort_values("elpd", ascending=False, ignore_index=True)
 
 
-def _left_out(space: Space, nodes: Nodes, edge: np.ndarray | None):
-    """Return log density and probability of each estimate, and the weight of the edge without it."""
+def _left_out(space: Space, nodes: Nodes, edge: np.ndarray):
+    """Return log density and probability of each estimate, and the edge's weight without it."""
     likelihood, data = space.likelihood, space.likelihood.data
     n_nodes, n_creators = len(nodes.weight), len(data.se)
     cells = cell_moments(likelihood, nodes.sigmas)
@@ -93,8 +126,7 @@ def _left_out(space: Space, nodes: Nodes, edge: np.ndarray | None):
         log_sum = logsumexp(without, axis=0)
         share = np.exp(without - log_sum)
         elpd[block], pit[block] = -log_sum, (share * ndtr(residual)).sum(axis=0)
-        if edge is not None:
-            lost[block] = share[edge].sum(axis=0)
+        lost[block] = share[edge].sum(axis=0)
     return elpd, pit, lost
 
 
@@ -103,9 +135,11 @@ def _refitted(idata: xr.DataTree, space: Space, i: int) -> tuple[float, float]:
     likelihood = space.likelihood
     data = likelihood.data
     others = np.arange(len(data.se)) != i
-    rest = Space(likelihood.subset(others), CrossedPriors.from_json(idata.attrs["prior_parameters"]))
+    rest = Space(
+        likelihood.subset(others), CrossedPriors.from_json(idata.attrs["prior_parameters"])
+    )
     lattice = rest.integrate(TOLERANCE)
-    nodes = effect_nodes(rest, lattice, TOLERANCE)
+    nodes = whole(rest, lattice)
     first, second = likelihood.cells[data.genre_idx[i]]
     cell = rest.likelihood.effects(nodes.sigmas).cell
     mean, var = (part[:, first, second] for part in cell)

@@ -1,4 +1,4 @@
-"""The posterior of a crossed model: four standard deviations on a lattice, the rest in closed form."""
+"""The posterior of a crossed model: four standard deviations on a lattice, the rest exactly."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ class CrossedPriors:
             raise TypeError(f"sigma_factors needs a pair of priors, got {self.sigma_factors!r}")
         for prior in self.sigmas:
             if not isinstance(prior, Prior) or isinstance(prior, Normal):
-                raise TypeError(f"standard deviations need priors on positive values, got {prior!r}")
+                raise TypeError(
+                    f"standard deviations need priors on positive values, got {prior!r}"
+                )
         if isinstance(self.sigma_creator, Fixed) and self.sigma_creator.value == 0:
             raise ValueError("sigma_creator fixed at 0 is complete pooling, not a hierarchy")
 
@@ -98,6 +100,42 @@ class CrossedPriors:
             getattr(families, family)(**values) for family, values in json.loads(text)
         )
         return cls(mu, (first, second), interaction, creator)
+
+
+def prior_scales(
+    shape: tuple[int, int], sigma_factors: tuple[float, float], sigma_interaction: float
+) -> pd.DataFrame:
+    """Compare what the same sigmas mean for independent effects and for effects that sum to 0.
+
+    Independent normals are the sum of a mean and of deviations from it that sum to 0, all of them
+    independent. So the two models are one, with other names: a factor's sigma² of effects that
+    sum to 0 is sigma² + sigma_interaction² / (levels of the other factor) of independent ones.
+
+    Parameters
+    ----------
+    shape : (int, int)
+        Numbers of levels.
+    sigma_factors : (float, float)
+    sigma_interaction : float
+
+    Returns
+    -------
+    DataFrame
+        One row a quantity: ``quantity``; ``independent, sum_to_zero``, its prior standard
+        deviation given the sigmas, all around mu_global.
+    """
+    (j, k), (a, b), c = shape, np.square(sigma_factors), sigma_interaction**2
+    left, other = 1 - 1 / j, 1 - 1 / k
+    variances = {
+        "effect of a level of the first factor": (a, a * left),
+        "difference of two such effects": (2 * a, 2 * a),
+        "difference of two rows' means": (2 * (a + c / k), 2 * a),
+        "interaction": (c, c * left * other),
+        "mean of a cell": (a + b + c, a * left + b * other + c * left * other),
+        "mean of all cells": (a / j + b / k + c / (j * k), 0.0),
+    }
+    rows = [(name, np.sqrt(one), np.sqrt(two)) for name, (one, two) in variances.items()]
+    return pd.DataFrame(rows, columns=["quantity", "independent", "sum_to_zero"])
 
 
 class Space:
@@ -173,6 +211,11 @@ class Nodes:
         return self.sigmas.creator
 
 
+def whole(space: Space, lattice: Lattice) -> Nodes:
+    """Return all nodes of a lattice."""
+    return Nodes(space.sigmas(lattice.points), np.exp(lattice.log_weight))
+
+
 def effect_nodes(space: Space, lattice: Lattice, tolerance: float) -> Nodes:
     """Return the lattice's own nodes for effects, or where there are many creators fewer.
 
@@ -186,19 +229,19 @@ def effect_nodes(space: Space, lattice: Lattice, tolerance: float) -> Nodes:
     weight = np.exp(lattice.log_weight)
     order = np.argsort(weight)
     kept = np.sort(order[np.cumsum(weight[order]) > _NEGLIGIBLE * weight.sum()])
-    whole = Nodes(space.sigmas(lattice.points[kept]), weight[kept] / weight[kept].sum())
+    every = Nodes(space.sigmas(lattice.points[kept]), weight[kept] / weight[kept].sum())
     likelihood = space.likelihood
     size = max(len(likelihood.data.se), likelihood.long * likelihood.short)
     if len(kept) * size <= MAX_WORK:
-        return whole
+        return every
     # Ratios of variances, in which shrinkage factors are ratios of linear functions.
-    squared = np.square(np.column_stack(whole.sigmas))
-    ratios = squared / np.maximum(squared + whole.weight @ squared, np.finfo(float).tiny)
-    exact = _probe(likelihood, whole)
+    squared = np.square(np.column_stack(every.sigmas))
+    ratios = squared / np.maximum(squared + every.weight @ squared, np.finfo(float).tiny)
+    exact = _probe(likelihood, every)
     sd = np.sqrt(exact.var)
     for degree in (3, 4, 5):
-        some, some_weight = reduced(ratios, whole.weight, degree)
-        nodes = Nodes(whole.sigmas.take(some), some_weight)
+        some, some_weight = reduced(ratios, every.weight, degree)
+        nodes = Nodes(every.sigmas.take(some), some_weight)
         mean, var = _probe(likelihood, nodes)
         changes = np.abs(mean - exact.mean) / sd, np.abs(np.sqrt(var) / sd - 1)
         nodes = replace(nodes, error=float(np.max(changes)))

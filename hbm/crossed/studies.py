@@ -1,64 +1,55 @@
-"""Crossed groupings against simpler ones, on many simulated platforms, and their calibration."""
+"""Crossed groupings against simpler ones, on many simulated platforms."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from hbm.crossed import (
-    crossed_effect_cdf,
-    crossed_effect_moments,
-    crossed_hyper_cdf,
-    draw_crossed,
-    extract_cell_estimates,
-    fit_crossed_model,
-)
-from hbm.crossed.likelihood import Sigmas
+from hbm.crossed import effect_mixture, extract_cell_estimates, fit_crossed_model
 from hbm.crossed.loo import loo_crossed
-from hbm.crossed.posterior import CrossedPriors, nodes_of, space_of
 from hbm.data import GENRES
 from hbm.diagnostics import check_diagnostics
 from hbm.estimates import effect_cdf, extract_genre_estimates, extract_hbm_estimates
 from hbm.exact.draws import extract_hyper_estimates
 from hbm.exact.loo import loo_exact
-from hbm.gaussian import Moments, mixture_cdf
+from hbm.gaussian import mixture_cdf, mixture_moments
 from hbm.intervals import LEVEL
 from hbm.model import fit_hierarchical_model
-from hbm.priors import HalfNormal
 from hbm.replicate import replicate
-from hbm.sbc import Calibration
 from hbm.studies import simulate_summaries
 
 #: The audience segments of the simulated platform.
-SEGMENTS = ("teens", "students", "workers", "parents")
+SEGMENTS = ("teens", "students", "workers", "parents", "retirees", "tourists")
 
 #: The two factors of the simulated platform.
 FACTORS = ("genre", "segment")
 
+#: Creators with fewer users than this are small.
+SMALL = 100
+
 #: Platforms on which models are compared: what `simulate_crossed` takes.
 WORLDS: dict[str, dict[str, Any]] = {
-    "both matter": {"sigma_factors": (0.3, 0.3), "sigma_interaction": 0.1},
-    "only the genre matters": {"sigma_factors": (0.3, 0.0), "sigma_interaction": 0.0},
-    "every cell is its own": {"sigma_factors": (0.1, 0.1), "sigma_interaction": 0.4},
-    "nothing matters": {"sigma_factors": (0.0, 0.0), "sigma_interaction": 0.0},
+    "genre and segment": {"sigma_factors": (0.3, 0.3), "sigma_interaction": 0.1},
+    "genre alone": {"sigma_factors": (0.3, 0.0), "sigma_interaction": 0.0},
+    "every cell its own": {"sigma_factors": (0.1, 0.1), "sigma_interaction": 0.4},
 }
 
 
 def simulate_crossed(
     seed: int | np.random.Generator = 42,
     *,
-    shape: tuple[int, int] = (5, 4),
+    shape: tuple[int, int] = (5, 6),
     n_creators: int = 300,
     mean: float = 0.5,
     sigma_factors: tuple[float, float] = (0.3, 0.3),
     sigma_interaction: float = 0.1,
     sigma_creator: float = 0.4,
-    evenness: float = 1.0,
+    evenness: float = 0.5,
     **platform,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Simulate the summaries of a platform whose creators have a genre and an audience segment.
@@ -100,7 +91,7 @@ def simulate_crossed(
     summaries, truth = simulate_summaries(
         rng, genres=("all",), n_creators_per_genre=n_creators, **nothing, **platform
     )
-    genres, segments = _names(GENRES, n_genres, "genre"), _names(SEGMENTS, n_segments, "segment")
+    genres, segments = names_of(GENRES, n_genres), names_of(SEGMENTS, n_segments)
     summaries = summaries.assign(
         genre=genres[cell[:, 0]],
         genre_idx=np.unique(cell[:, 0], return_inverse=True)[1],
@@ -123,9 +114,9 @@ def simulate_crossed(
     }
 
 
-def _names(known: Sequence[str], n: int, kind: str) -> np.ndarray:
-    names = [*known[:n], *(f"{kind} {k + 1}" for k in range(len(known), n))]
-    return np.array(names, dtype=object)
+def names_of(known: Sequence[str], n: int) -> np.ndarray:
+    """Return `n` names: the known ones, then numbers."""
+    return np.array([*known[:n], *(f"level {k + 1}" for k in range(len(known), n))], dtype=object)
 
 
 # --------------------------------------------------------------------------------- models
@@ -136,9 +127,8 @@ class Fitted(NamedTuple):
 
     Attributes
     ----------
-    mean, sd, pit : ndarray, shape (creator,)
-        Posterior mean and standard deviation of each effect, and the probability of a smaller one
-        than the true one.
+    mean, pit : ndarray, shape (creator,)
+        Posterior mean of each effect, and the probability of a smaller one than the true one.
     cells : ndarray, shape (genre, segment)
         Estimated mean of each cell.
     elpd : ndarray, shape (creator,)
@@ -148,7 +138,6 @@ class Fitted(NamedTuple):
     """
 
     mean: np.ndarray
-    sd: np.ndarray
     pit: np.ndarray
     cells: np.ndarray
     elpd: np.ndarray
@@ -158,11 +147,17 @@ class Fitted(NamedTuple):
 def crossed(summaries: pd.DataFrame, truth: dict[str, Any], **settings: Any) -> Fitted:
     """Fit both groupings, crossed."""
     fit = fit_crossed_model(summaries, FACTORS, draws=0, quick=True, **settings)
-    moments, pit = crossed_effect_moments(fit), crossed_effect_cdf(fit, truth["creator_effects"])
+    data, effects = effect_mixture(fit)
+    tau, weight, _ = effects.of(data)
+    pit = mixture_cdf(tau, truth["creator_effects"][data.order], weight)
     table = extract_cell_estimates(fit).pivot(index="genre", columns="segment", values="mean")
-    cells = table.reindex(index=truth["genres"], columns=truth["segments"]).to_numpy()
-    elpd = loo_crossed(fit, quick=True).pointwise["elpd"].to_numpy()
-    return Fitted(moments.mean, np.sqrt(moments.var), pit, cells, elpd, check_diagnostics(fit).ok)
+    return Fitted(
+        data.unsort(mixture_moments(tau, weight).mean),
+        data.unsort(pit),
+        table.reindex(index=truth["genres"], columns=truth["segments"]).to_numpy(),
+        loo_crossed(fit, quick=True).pointwise["elpd"].to_numpy(),
+        check_diagnostics(fit).ok,
+    )
 
 
 def single(summaries: pd.DataFrame, truth: dict[str, Any], by: Sequence[str]) -> Fitted:
@@ -170,7 +165,6 @@ def single(summaries: pd.DataFrame, truth: dict[str, Any], by: Sequence[str]) ->
     idx, groups = pd.MultiIndex.from_frame(summaries[list(by)]).factorize()
     simple = summaries.drop(columns=["genre", "segment"]).assign(genre_idx=idx)
     fit = fit_hierarchical_model(simple, engine="exact", draws=0)
-    estimates = extract_hbm_estimates(fit, simple, check=False)
     levels = {"genre": truth["genres"], "segment": truth["segments"]}
     every = pd.MultiIndex.from_product([levels[name] for name in by])
     means = pd.Series(extract_genre_estimates(fit)["mean"].to_numpy(), groups)
@@ -179,8 +173,7 @@ def single(summaries: pd.DataFrame, truth: dict[str, Any], by: Sequence[str]) ->
     means = means.reindex(every).fillna(empty).to_numpy()
     shape = [len(levels[name]) if name in by else 1 for name in FACTORS]
     return Fitted(
-        estimates["effect_hat"].to_numpy(),
-        estimates["se"].to_numpy(),
+        extract_hbm_estimates(fit, simple, check=False)["effect_hat"].to_numpy(),
         effect_cdf(fit, truth["creator_effects"]),
         np.broadcast_to(means.reshape(shape), truth["cell_effects"].shape),
         loo_exact(fit, quick=True).pointwise["elpd"].to_numpy(),
@@ -191,11 +184,8 @@ def single(summaries: pd.DataFrame, truth: dict[str, Any], by: Sequence[str]) ->
 #: The models of a study.
 MODELS: dict[str, Callable[[pd.DataFrame, dict[str, Any]], Fitted]] = {
     "Genre only": partial(single, by=("genre",)),
-    "Genre × segment as one": partial(single, by=FACTORS),
+    "Cells as one factor": partial(single, by=FACTORS),
     "Crossed, no interaction": partial(crossed, interaction=False),
-    "Crossed, wide interaction": partial(
-        crossed, priors=CrossedPriors(sigma_interaction=HalfNormal(1.0))
-    ),
     "Crossed": crossed,
 }
 
@@ -203,8 +193,7 @@ MODELS: dict[str, Callable[[pd.DataFrame, dict[str, Any]], Fitted]] = {
 def crossed_study(
     n_platforms: int,
     *,
-    models: dict[str, Callable[..., Fitted]] | None = None,
-    reference: str = "Crossed",
+    models: Mapping[str, Callable[..., Fitted]] | None = None,
     seed: int = 42,
     **world,
 ) -> pd.DataFrame:
@@ -215,8 +204,6 @@ def crossed_study(
     n_platforms : int
     models : dict of str to function, optional
         Functions of (summaries, truth) that return a `Fitted`; `MODELS` when omitted.
-    reference : str
-        The model whose elpd the others are compared with.
     seed : int
         The same platforms whichever models are scored.
     **world
@@ -225,223 +212,83 @@ def crossed_study(
     Returns
     -------
     DataFrame
-        One row a platform and model: ``platform, model``; ``mse`` and ``coverage`` (of 95%
-        intervals) of the creators' effects, and ``sd``, their mean posterior sd; ``mse_to_floor``, the mse over that of an oracle who knows the means
-        of the cells and sigma_creator; ``cell_mse`` and ``empty_mse`` of the means of cells with
-        and without creators; ``lead``, the elpd of the reference less the model's, and
-        ``lead_se``, its standard error over creators; ``seconds``; ``failed``, whether the fit
-        failed its diagnostics.
+        One row a platform and model: ``platform, model``; ``mse`` of the creators' effects, and
+        ``small_mse`` of those with fewer than `SMALL` users; ``cell_mse`` and ``empty_mse`` of
+        the means of cells with and without creators; ``coverage`` of the creators' 95% intervals;
+        ``elpd``; ``seconds``; ``failed``, whether the fit failed its diagnostics.
     """
     models = MODELS if models is None else models
-    platforms = replicate(
-        _one_platform, n_platforms, seed=seed, models=models, reference=reference, world=world
+    platforms = replicate(_one_platform, n_platforms, seed=seed, models=models, world=world)
+    return pd.concat(
+        [frame.assign(platform=place) for place, frame in enumerate(platforms)], ignore_index=True
     )
-    frames = [frame.assign(platform=place) for place, frame in enumerate(platforms)]
-    study = pd.concat(frames, ignore_index=True)
-    study.insert(0, "platform", study.pop("platform"))
-    return study
 
 
-def _one_platform(rng: np.random.Generator, *, models, reference, world) -> pd.DataFrame:
+def _one_platform(rng: np.random.Generator, *, models, world) -> pd.DataFrame:
     summaries, truth = simulate_crossed(rng, **world)
-    true, center = truth["creator_effects"], truth["cell_effects"][*truth["creator_cell"].T]
-    n = summaries["n_treatment"], summaries["n_control"]
-    variance = truth["sigma_obs"] ** 2 * (1 / n[0] + 1 / n[1]).to_numpy()
-    pull = variance / (variance + truth["sigma_creator"] ** 2)
-    floor = np.mean(np.square((1 - pull) * summaries["effect_hat"] + pull * center - true))
+    small = summaries["n_total"].to_numpy() < SMALL
     there = np.zeros(truth["cell_effects"].shape, bool)
-    there[tuple(truth["creator_cell"].T)] = True
-    rows, elpd = [], {}
+    there[*truth["creator_cell"].T] = True
+    rows = []
     for name, fit in models.items():
         start = time.perf_counter()
         fitted = fit(summaries, truth)
         seconds = time.perf_counter() - start
+        error = np.square(fitted.mean - truth["creator_effects"])
         cell_error = np.square(fitted.cells - truth["cell_effects"])
-        known = ~np.isnan(cell_error)
-        mse = np.mean(np.square(fitted.mean - true))
-        elpd[name] = fitted.elpd
+        # A level without any creator is none of the model's: its cells are not counted.
+        empty = ~there & ~np.isnan(cell_error)
         rows.append(
             {
                 "model": name,
-                "mse": mse,
-                "mse_to_floor": mse / floor,
-                "coverage": np.mean(np.abs(fitted.pit - 0.5) <= LEVEL / 2),
-                "sd": fitted.sd.mean(),
+                "mse": error.mean(),
+                "small_mse": error[small].mean() if small.any() else np.nan,
                 "cell_mse": cell_error[there].mean(),
-                "empty_mse": np.mean(cell_error[~there & known]) if np.any(~there) else np.nan,
+                "empty_mse": cell_error[empty].mean() if empty.any() else np.nan,
+                "coverage": np.mean(np.abs(fitted.pit - 0.5) <= LEVEL / 2),
+                "elpd": fitted.elpd.sum(),
                 "seconds": seconds,
                 "failed": not fitted.ok,
             }
         )
-    frame = pd.DataFrame(rows)
-    lead = [elpd[reference] - elpd[name] for name in frame["model"]]
-    frame["lead"] = [values.sum() for values in lead]
-    frame["lead_se"] = [np.sqrt(len(values)) * values.std(ddof=1) for values in lead]
-    return frame
+    return pd.DataFrame(rows)
 
 
-# ---------------------------------------------------------------------------- calibration
-
-#: What is ranked, besides the hyperparameters: the effect of the first level of each factor, the
-#: mean of the first cell and that of an empty one, the effects of the creators with the largest
-#: and the smallest standard error, and the log density of all estimates given the standard
-#: deviations (effects integrated out) and given the creators' effects.
-QUANTITIES = (
-    "mu_global",
-    "sigma_first",
-    "sigma_second",
-    "sigma_interaction",
-    "sigma_creator",
-    "effect_first",
-    "effect_second",
-    "mu_cell",
-    "mu_cell_empty",
-    "tau_smallest",
-    "tau_largest",
-    "log_p_given_hyper",
-    "log_p_given_tau",
-)
+#: Errors that `summarize_crossed` compares with those of the reference.
+ERRORS = ("mse", "small_mse", "cell_mse", "empty_mse")
 
 
-def run_crossed_sbc(
-    design: pd.DataFrame,
-    n_replications: int = 500,
-    *,
-    priors: CrossedPriors = CrossedPriors(),
-    given: CrossedPriors | None = None,
-    draws: int = 250,
-    seed: int = 42,
-) -> Calibration:
-    """Rank true values, drawn from the priors, in the posteriors of data simulated from them.
+def summarize_crossed(study: pd.DataFrame, reference: str = "Crossed") -> pd.DataFrame:
+    """Average a study over its platforms, with Monte Carlo errors by platform.
 
     Parameters
     ----------
-    design : DataFrame
-        ``creator_id, genre, segment, se``, with an empty cell at least: the same creators and
-        standard errors in each replication.
-    n_replications : int
-    priors : CrossedPriors
-        All with a density.
-    given : CrossedPriors, optional
-        Wrong priors, to see that they are noticed; those of the truth when omitted.
-    draws : int
-        Draws among which the log densities are ranked; for the rest the posterior's own
-        distribution functions are taken.
-    seed : int
+    study : DataFrame
+        From `crossed_study`.
+    reference : str
+        The model that the others are compared with, platform by platform.
 
     Returns
     -------
-    Calibration
-        Ranks of `QUANTITIES`, for `hbm.sbc_verdicts`.
+    DataFrame
+        One row a model: ``model``; for each of `ERRORS` the mean over that of the reference,
+        ``<error>_ratio``, with ``<error>_ratio_se``; ``lead``, the elpd less the reference's, and
+        ``lead_se``; ``coverage, coverage_se``; ``mse, seconds``, means; ``failed``, a count.
     """
-    settings = {"design": design, "priors": priors, "given": given or priors, "draws": draws}
-    results = replicate(_sbc_replication, n_replications, seed=seed, **settings)
-    ranks, fits = (pd.DataFrame(list(part)) for part in zip(*results, strict=True))
-    return Calibration(ranks[list(QUANTITIES)], fits)
-
-
-def _sbc_replication(rng, *, design, priors, given, draws):
-    codes = [design[name].astype("category").cat.codes.to_numpy(int) for name in FACTORS]
-    shape = tuple(code.max() + 1 for code in codes)
-    mu = priors.mu_global.scipy().rvs(random_state=rng)
-    creator, first, second, interaction = (
-        prior.scipy().rvs(random_state=rng) for prior in priors.sigmas
-    )
-    a, b = rng.normal(0, first, shape[0]), rng.normal(0, second, shape[1])
-    cells = mu + a[:, None] + b + rng.normal(0, interaction, shape)
-    tau = rng.normal(cells[*codes], creator)
-    se = design["se"].to_numpy(float)
-    data = design.assign(effect_hat=rng.normal(tau, se))
-    fit = fit_crossed_model(data, FACTORS, priors=given, draws=0, quick=True)
-    hyper = {
-        "mu_global": mu,
-        "sigma_genre": first,
-        "sigma_segment": second,
-        "sigma_interaction": interaction,
-        "sigma_creator": creator,
-    }
-    names = dict(zip(hyper, QUANTITIES, strict=False))
-    ranks = {names[name]: crossed_hyper_cdf(fit, name, x) for name, x in hyper.items()}
-    ranks |= _effect_ranks(fit, a, b, cells, codes)
-    effect_ranks = crossed_effect_cdf(fit, tau)
-    ranks["tau_smallest"], ranks["tau_largest"] = effect_ranks[[se.argmax(), se.argmin()]]
-    ranks |= _density_ranks(rng, fit, Sigmas(creator, first, second, interaction), mu, tau, draws)
-    ranks = {name: min(max(rank, 0.0), 1.0) for name, rank in ranks.items()}
-    return ranks, {"ranked_draws": draws, "quadrature_error": fit.attrs["quadrature_error"]}
-
-
-def _effect_ranks(fit, a, b, cells, codes) -> dict[str, float]:
-    nodes, likelihood = nodes_of(fit), space_of(fit).likelihood
-    effects = likelihood.effects(nodes.sigmas)
-    there = np.zeros(cells.shape, bool)
-    there[*codes] = True
-    empty = tuple(np.argwhere(~there)[0])
-    places = {
-        "effect_first": (effects.first, (0,), a),
-        "effect_second": (effects.second, (0,), b),
-        "mu_cell": (effects.cell, tuple(np.argwhere(there)[0]), cells),
-        "mu_cell_empty": (effects.cell, empty, cells),
-    }
-    return {
-        name: float(
-            mixture_cdf(
-                Moments(*(part[:, *place][:, None] for part in moments)),
-                true[place],
-                nodes.weight,
-            )[0]
-        )
-        for name, (moments, place, true) in places.items()
-    }
-
-
-def _density_ranks(rng, fit, sigmas: Sigmas, mu, tau, draws: int) -> dict[str, float]:
-    """Ranks of the log densities among independent draws of all parameters."""
-    drawn = draw_crossed(fit, draws=draws, chains=1, random_seed=int(rng.integers(2**31)))
-    effect_hat, se = fit["observed_data"]["effect_hat"].values, fit["constant_data"]["se"].values
-    likelihood = space_of(fit).likelihood
-    first, second = drawn["sigma_factor"].values[0].T
-    own = drawn["sigma_creator"].values[0], first, second, drawn["sigma_interaction"].values[0]
-    values = {
-        "log_p_given_hyper": (
-            _given_hyper(likelihood, Sigmas(*map(np.atleast_1d, sigmas)), np.atleast_1d(mu)),
-            _given_hyper(likelihood, Sigmas(*own), drawn["mu_global"].values[0]),
-        ),
-        "log_p_given_tau": tuple(
-            -0.5 * np.square((effect_hat - effects) / se).sum(axis=1)
-            for effects in (tau[None], drawn["tau"].values[0])
-        ),
-    }
-    return {
-        name: ((among < true).sum() + rng.random()) / (draws + 1)
-        for name, (true, among) in values.items()
-    }
-
-
-def _given_hyper(likelihood, sigmas: Sigmas, mu: np.ndarray) -> np.ndarray:
-    """Log density of the estimates given mu_global too, by Bayes' rule.
-
-    p(d | sigmas, mu) = p(d | sigmas) p(mu | d, sigmas) / p(mu).
-    """
-    log_density, mean, var = likelihood.between(sigmas)
-    prior = likelihood.prior
-    after = -0.5 * (np.square(mu - mean) / var + np.log(var))
-    before = -0.5 * (np.square((mu - prior.mu) / prior.sigma) + 2 * np.log(prior.sigma))
-    return log_density + after - before
-
-
-def small_design(seed: int = 7, shape: tuple[int, int] = (4, 3), n_creators: int = 60):
-    """Return a design for calibration: few creators, uneven cells, one of them empty."""
-    rng = np.random.default_rng(seed)
-    n_cells = shape[0] * shape[1]
-    share = rng.dirichlet(np.full(n_cells - 1, 2.0))
-    # Every cell but the last has a creator, so that levels are many and none is lost.
-    cell = np.concatenate([np.arange(n_cells - 1), rng.choice(n_cells - 1, n_creators - n_cells + 1, p=share)])
-    first, second = np.divmod(cell, shape[1])
-    return pd.DataFrame(
-        {
-            "creator_id": [f"c{i:03d}" for i in range(n_creators)],
-            "genre": _names(GENRES, shape[0], "genre")[first],
-            "segment": _names(SEGMENTS, shape[1], "segment")[second],
-            "se": np.exp(rng.uniform(np.log(0.1), np.log(1.0), n_creators)),
-        }
-    )
+    wide = study.pivot(index="platform", columns="model")
+    rows = []
+    for model in study["model"].unique():
+        row: dict[str, Any] = {"model": model}
+        for error in ERRORS:
+            pair = wide[error][[model, reference]].dropna().to_numpy()
+            ratio, base = pair[:, 0].mean() / pair[:, 1].mean(), pair[:, 1].mean()
+            row[f"{error}_ratio"] = ratio
+            # The error of a ratio of two means, to first order.
+            row[f"{error}_ratio_se"] = pd.Series(pair @ [1.0, -ratio]).sem() / base
+        lead = wide["elpd"][model] - wide["elpd"][reference]
+        row |= {"lead": lead.mean(), "lead_se": lead.sem()}
+        coverage = wide["coverage"][model]
+        row |= {"coverage": coverage.mean(), "coverage_se": coverage.sem()}
+        row |= {name: wide[name][model].mean() for name in ("mse", "seconds")}
+        rows.append(row | {"failed": int(wide["failed"][model].sum())})
+    return pd.DataFrame(rows)

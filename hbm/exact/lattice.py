@@ -192,7 +192,10 @@ def _grown(evaluate, origin: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray,
         inside = front[found.log_density > top - DROP]
         front = np.setdiff1d((inside[:, None] + moves).ravel(), seen)
         seen = np.union1d(seen, front)
-        if len(seen) > 20 * MAX_NODES or np.abs(_index_of(seen, len(steps))).max(initial=0) > _HALF // 3:
+        if (
+            len(seen) > 20 * MAX_NODES
+            or np.abs(_index_of(seen, len(steps))).max(initial=0) > _HALF // 3
+        ):
             raise ValueError("the posterior is too wide for a lattice: are the priors in the unit?")
     whole = Values(*(np.concatenate(parts) for parts in zip(*values, strict=True)))
     inside = whole.log_density > top - DROP
@@ -299,7 +302,9 @@ class Marginal:
     def __init__(self, lattice: Lattice, dimension: int, known: Callable = np.zeros_like):
         index = lattice.index[:, dimension] - lattice.index[:, dimension].min()
         weight = np.bincount(index, np.exp(lattice.log_weight))
-        node = lattice.points[:, dimension].min() + lattice.steps[dimension] * np.arange(len(weight))
+        node = lattice.points[:, dimension].min() + lattice.steps[dimension] * np.arange(
+            len(weight)
+        )
         self.points = np.linspace(node[0], node[-1], 16 * (len(node) - 1) + 1)
         rest = np.log(weight) - known(node)
         # Cubic: the ends are rough, and higher degrees would carry that inward.
