@@ -38,7 +38,7 @@ from hbm.estimates import (
     normal_effects,
 )
 from hbm.exact.draws import MAX_VALUES
-from hbm.exact.lattice import TOLERANCE, Lattice, draw_between
+from hbm.exact.lattice import DROP, TOLERANCE, Lattice, draw_between
 from hbm.gaussian import (
     Estimates,
     Moments,
@@ -49,6 +49,9 @@ from hbm.gaussian import (
 )
 from hbm.intervals import LEVEL, tail_probabilities
 from hbm.priors import Fixed
+
+#: Where a quick lattice ends; what lies beyond has a probability of about 1e-5.
+QUICK_DROP = 14.0
 
 #: Names that are dimensions of a posterior already.
 _TAKEN = {"chain", "draw", "creator", "factor", "node", "dimension"}
@@ -106,8 +109,8 @@ def fit_crossed_model(
     effect_hat, se = (summaries[name].to_numpy(float) for name in ("effect_hat", "se"))
     shape = tuple(map(len, names))
     space = Space(make_likelihood(effect_hat, se, level_idx, shape, priors), priors)
-    tolerance = 4 * TOLERANCE if quick else TOLERANCE
-    lattice = space.integrate(tolerance)
+    tolerance, drop = (4 * TOLERANCE, QUICK_DROP) if quick else (TOLERANCE, DROP)
+    lattice = space.integrate(tolerance, drop)
     nodes = effect_nodes(space, lattice, tolerance)
     tree = _as_datatree(summaries, factors, names, level_idx, lattice, nodes)
     free = [_sigma_names(factors)[k] for k in space.free]
@@ -241,7 +244,7 @@ def extract_crossed_estimates(
     _require_same_data(idata, summaries)
     if check:
         check_diagnostics(idata).raise_if_failed()
-    columns = effect_columns(*effect_mixture(idata))
+    columns = effect_columns(*_effects(idata))
     last = {name: columns.pop(name) for name in ("p_positive", "shrinkage")}
     return pd.DataFrame(
         {
@@ -254,8 +257,7 @@ def extract_crossed_estimates(
     )
 
 
-def effect_mixture(idata: xr.DataTree) -> tuple[Estimates, EffectMixture]:
-    """Return the estimates of a crossed fit, and the posterior of effects as a mixture."""
+def _effects(idata: xr.DataTree) -> tuple[Estimates, EffectMixture]:
     likelihood, nodes = space_of(idata).likelihood, nodes_of(idata)
     cells = cell_moments(likelihood, nodes.sigmas)
     return likelihood.data, normal_effects(Mixture(cells, nodes.sigmas.creator, nodes.weight))
@@ -286,7 +288,7 @@ def crossed_effect_cdf(idata: xr.DataTree, x) -> np.ndarray:
     -------
     ndarray, shape (creator,)
     """
-    return mixture_effect_cdf(*effect_mixture(idata), x)
+    return mixture_effect_cdf(*_effects(idata), x)
 
 
 def extract_cell_estimates(idata: xr.DataTree) -> pd.DataFrame:

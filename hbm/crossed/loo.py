@@ -22,7 +22,7 @@ from hbm.crossed.posterior import (
     space_of,
     whole,
 )
-from hbm.exact.lattice import NARROW, TOLERANCE
+from hbm.exact.lattice import DROP, EARLIER
 from hbm.exact.loo import ExactLoo, density_without, loo_exact
 from hbm.model import fit_hierarchical_model
 from hbm.priors import Priors
@@ -52,7 +52,7 @@ def loo_crossed(idata: xr.DataTree, *, quick: bool = False) -> ExactLoo:
     data = space.likelihood.data
     nodes = whole(space, lattice)
     log_density = lattice.values.log_density
-    elpd, pit, lost = _left_out(space, nodes, log_density < log_density.max() - NARROW)
+    elpd, pit, lost = _left_out(space, nodes, log_density < log_density.max() - DROP + EARLIER)
     again = np.zeros(len(data.se), bool) if quick else lost > MAX_LOST
     for i in np.flatnonzero(again):
         elpd[i], pit[i] = _refitted(idata, space, i)
@@ -138,7 +138,7 @@ def _refitted(idata: xr.DataTree, space: Space, i: int) -> tuple[float, float]:
     rest = Space(
         likelihood.subset(others), CrossedPriors.from_json(idata.attrs["prior_parameters"])
     )
-    lattice = rest.integrate(TOLERANCE)
+    lattice = rest.integrate()
     nodes = whole(rest, lattice)
     first, second = likelihood.cells[data.genre_idx[i]]
     cell = rest.likelihood.effects(nodes.sigmas).cell

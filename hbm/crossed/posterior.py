@@ -11,7 +11,15 @@ import xarray as xr
 
 from hbm import priors as families
 from hbm.crossed.likelihood import CrossedLikelihood, Sigmas
-from hbm.exact.lattice import Lattice, Marginal, Values, integrate_on_lattice, reduced
+from hbm.exact.lattice import (
+    DROP,
+    TOLERANCE,
+    Lattice,
+    Marginal,
+    Values,
+    integrate_on_lattice,
+    reduced,
+)
 from hbm.exact.quadrature import FLOOR, Scale
 from hbm.gaussian import Estimates, Moments, creator_moments, mixture_moments
 from hbm.priors import Fixed, HalfNormal, Normal, Prior, Priors
@@ -180,11 +188,12 @@ class Space:
         scale, unit = self.scales[k], self.units[k]
         return Marginal(lattice, self.free.index(k), lambda y: scale.log_density(y, unit))
 
-    def integrate(self, tolerance: float) -> Lattice:
+    def integrate(self, tolerance: float = TOLERANCE, drop: float = DROP) -> Lattice:
         """Return the posterior on a lattice."""
         spread = max(np.std(self.likelihood.data.effect_hat), self.units.max())
         start = [float(self.scales[k].coordinate(spread / 2, self.units[k])) for k in self.free]
-        return integrate_on_lattice(self.evaluate, np.array(start), (FLOOR, _CEILING), tolerance)
+        bounds = FLOOR, _CEILING
+        return integrate_on_lattice(self.evaluate, np.array(start), bounds, tolerance, drop)
 
 
 @dataclass(frozen=True)

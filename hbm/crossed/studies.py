@@ -10,16 +10,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from hbm.crossed import effect_mixture, extract_cell_estimates, fit_crossed_model
+from hbm.crossed import fit_crossed_model
 from hbm.crossed.loo import loo_crossed
+from hbm.crossed.posterior import CrossedPriors, nodes_of, space_of
 from hbm.data import GENRES
 from hbm.diagnostics import check_diagnostics
 from hbm.estimates import effect_cdf, extract_genre_estimates, extract_hbm_estimates
 from hbm.exact.draws import extract_hyper_estimates
 from hbm.exact.loo import loo_exact
-from hbm.gaussian import mixture_cdf, mixture_moments
+from hbm.gaussian import Moments, creator_moments, mixture_cdf, mixture_moments
 from hbm.intervals import LEVEL
 from hbm.model import fit_hierarchical_model
+from hbm.priors import HalfNormal
 from hbm.replicate import replicate
 from hbm.studies import simulate_summaries
 
@@ -147,14 +149,18 @@ class Fitted(NamedTuple):
 def crossed(summaries: pd.DataFrame, truth: dict[str, Any], **settings: Any) -> Fitted:
     """Fit both groupings, crossed."""
     fit = fit_crossed_model(summaries, FACTORS, draws=0, quick=True, **settings)
-    data, effects = effect_mixture(fit)
-    tau, weight, _ = effects.of(data)
-    pit = mixture_cdf(tau, truth["creator_effects"][data.order], weight)
-    table = extract_cell_estimates(fit).pivot(index="genre", columns="segment", values="mean")
+    likelihood, nodes = space_of(fit).likelihood, nodes_of(fit)
+    data, cell = likelihood.data, likelihood.effects(nodes.sigmas).cell
+    there = Moments(*(part[:, *likelihood.cells.T] for part in cell))
+    tau = creator_moments(data, there, nodes.sigma_creator)
+    pit = mixture_cdf(tau, truth["creator_effects"][data.order], nodes.weight)
+    means = pd.DataFrame(
+        np.tensordot(nodes.weight, cell.mean, 1), *(fit["posterior"][name] for name in FACTORS)
+    )
     return Fitted(
-        data.unsort(mixture_moments(tau, weight).mean),
+        data.unsort(mixture_moments(tau, nodes.weight).mean),
         data.unsort(pit),
-        table.reindex(index=truth["genres"], columns=truth["segments"]).to_numpy(),
+        means.reindex(index=truth["genres"], columns=truth["segments"]).to_numpy(),
         loo_crossed(fit, quick=True).pointwise["elpd"].to_numpy(),
         check_diagnostics(fit).ok,
     )
@@ -187,6 +193,12 @@ MODELS: dict[str, Callable[[pd.DataFrame, dict[str, Any]], Fitted]] = {
     "Cells as one factor": partial(single, by=FACTORS),
     "Crossed, no interaction": partial(crossed, interaction=False),
     "Crossed": crossed,
+}
+
+#: Crossed models that differ in the scale of the half-normal prior of sigma_interaction.
+BY_PRIOR: dict[str, Callable[[pd.DataFrame, dict[str, Any]], Fitted]] = {
+    f"{scale:g}": partial(crossed, priors=CrossedPriors(sigma_interaction=HalfNormal(scale)))
+    for scale in (0.05, 0.25, 1.0)
 }
 
 

@@ -23,8 +23,8 @@ from scipy.optimize import minimize, nnls
 from scipy.special import logsumexp
 
 #: How far the log density has to fall before it is cut off; the error is measured against a cut
-#: at `NARROW`.
-DROP, NARROW = 18.0, 14.0
+#: that is so much earlier.
+DROP, EARLIER = 18.0, 4.0
 
 #: The error that is aimed at: of the log evidence, and of means and standard deviations in units
 #: of the standard deviation.
@@ -97,6 +97,7 @@ def integrate_on_lattice(
     start: np.ndarray,
     bounds: tuple[float, float],
     tolerance: float = TOLERANCE,
+    drop: float = DROP,
 ) -> Lattice:
     """Place a lattice over a density and refine it until nothing changes.
 
@@ -110,7 +111,9 @@ def integrate_on_lattice(
         Where the search for the mode ends, in every direction.
     tolerance : float
         Refine until no direction's error is larger, or there are `MAX_NODES`. The error of the
-        cut, below 1e-4, is not refined.
+        cut, below 1e-4 with the usual `drop`, is not refined.
+    drop : float
+        By how much the log density falls within the lattice.
 
     Returns
     -------
@@ -120,12 +123,12 @@ def integrate_on_lattice(
     origin = _mode(evaluate, start, bounds)
     steps = _first_steps(evaluate, origin)
     while True:
-        index, values = _grown(evaluate, origin, steps)
+        index, values = _grown(evaluate, origin, steps, drop)
         whole = _summary(values, steps)
-        near = values.log_density > values.log_density.max() - NARROW
+        near = values.log_density > values.log_density.max() - drop + EARLIER
         cut = _changed(_summary(values.take(near), steps), whole)
         errors = [
-            _refined(evaluate, origin, steps, index, values, direction)
+            _refined(evaluate, origin, steps, index, values, direction, drop)
             for direction in range(len(steps))
         ]
         worst = np.array([error.max() for error in errors])
@@ -178,8 +181,8 @@ def _first_steps(evaluate, mode: np.ndarray) -> np.ndarray:
     return np.minimum(FIRST_STEP * steps, LONGEST_STEP)
 
 
-def _grown(evaluate, origin: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, Values]:
-    """Return the index and values of all nodes within `DROP` that are connected to the origin."""
+def _grown(evaluate, origin, steps: np.ndarray, drop: float) -> tuple[np.ndarray, Values]:
+    """Return the index and values of all nodes within `drop` that are connected to the origin."""
     unit = np.int64(1) << _BITS * np.arange(len(steps))
     moves = np.concatenate([unit, -unit])
     front = seen = np.array([_HALF * unit.sum()], dtype=np.int64)
@@ -189,7 +192,7 @@ def _grown(evaluate, origin: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray,
         top = max(top, found.log_density.max())
         keys.append(front)
         values.append(found)
-        inside = front[found.log_density > top - DROP]
+        inside = front[found.log_density > top - drop]
         front = np.setdiff1d((inside[:, None] + moves).ravel(), seen)
         seen = np.union1d(seen, front)
         if (
@@ -198,7 +201,7 @@ def _grown(evaluate, origin: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray,
         ):
             raise ValueError("the posterior is too wide for a lattice: are the priors in the unit?")
     whole = Values(*(np.concatenate(parts) for parts in zip(*values, strict=True)))
-    inside = whole.log_density > top - DROP
+    inside = whole.log_density > top - drop
     keys = np.concatenate(keys)[inside]
     order = np.argsort(keys)
     return _index_of(keys[order], len(steps)), whole.take(inside).take(order)
@@ -212,7 +215,7 @@ def _key_of(index: np.ndarray) -> np.ndarray:
     return ((index + _HALF) << _BITS * np.arange(index.shape[1])).sum(axis=1)
 
 
-def _refined(evaluate, origin, steps, index, values: Values, direction: int) -> np.ndarray:
+def _refined(evaluate, origin, steps, index, values: Values, direction, drop) -> np.ndarray:
     """Return what nodes half a step on in one direction change."""
     n_dims = len(steps)
     others = [(direction + k) % n_dims for k in range(1, min(n_dims, 3))]
@@ -220,7 +223,7 @@ def _refined(evaluate, origin, steps, index, values: Values, direction: int) -> 
     some, unit, keys = values.take(thin), np.int64(1) << _BITS * direction, _key_of(2 * index[thin])
     half = _index_of(np.unique(np.concatenate([keys - unit, keys + unit])), n_dims)
     found = evaluate(origin + 0.5 * steps * half)
-    found = found.take(found.log_density > values.log_density.max() - DROP)
+    found = found.take(found.log_density > values.log_density.max() - drop)
     both = Values(*(np.concatenate(pair) for pair in zip(some, found, strict=True)))
     halved = np.where(np.arange(n_dims) == direction, 0.5 * steps, steps)
     return _changed(_summary(both, halved), _summary(some, steps))
