@@ -6,6 +6,7 @@ the size the notebook asks for.
 """
 
 from hbm.plots.calibration import plot_sbc
+from hbm.plots.crossed import plot_cells, plot_crossed_study, plot_interaction_prior
 from hbm.plots.estimates import (
     plot_coverage_by_distance,
     plot_coverage_width,
@@ -51,9 +52,11 @@ from hbm.plots.studies import plot_standard_errors
 __all__ = [
     "enable_themes",
     "plot_change",
+    "plot_cells",
     "plot_coverage_by_distance",
     "plot_coverage_width",
     "plot_creators",
+    "plot_crossed_study",
     "plot_elbow",
     "plot_error_by_size",
     "plot_event_study",
@@ -63,6 +66,7 @@ __all__ = [
     "plot_halves",
     "plot_hyperparameters",
     "plot_imputation",
+    "plot_interaction_prior",
     "plot_loo_pit",
     "plot_monitoring",
     "plot_mse",
