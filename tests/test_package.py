@@ -82,7 +82,7 @@ ORDER = [
     "crossed.posterior",
     "crossed",
     "crossed.loo",
-    "crossed.studies",
+    "crossed.study",
     "crossed.calibration",
     "store",
     "tables",

@@ -50,8 +50,8 @@ from hbm.gaussian import (
 from hbm.intervals import LEVEL, tail_probabilities
 from hbm.priors import Fixed
 
-#: Where a quick lattice ends; what lies beyond has a probability of about 1e-5.
-QUICK_DROP = 14.0
+#: Where a quick lattice ends; what lies beyond has a probability of about 1e-6.
+QUICK_DROP = 16.0
 
 #: Names that are dimensions of a posterior already.
 _TAKEN = {"chain", "draw", "creator", "factor", "node", "dimension"}

@@ -13,7 +13,7 @@ import pandas as pd
 from hbm.crossed import fit_crossed_model
 from hbm.crossed.likelihood import CrossedLikelihood, Sigmas
 from hbm.crossed.posterior import CrossedPriors, make_likelihood
-from hbm.crossed.studies import FACTORS, SEGMENTS, names_of
+from hbm.crossed.study import FACTORS, SEGMENTS, names_of
 from hbm.data import GENRES
 from hbm.replicate import replicate
 from hbm.sbc import Calibration

@@ -3,7 +3,7 @@
 The trapezoidal rule converges exponentially for a smooth density that dies away in all directions,
 in several dimensions as in one (Trefethen & Weideman 2014, SIAM Review 56, 385-458). What it costs
 is nodes where there is nothing: so the lattice starts at the mode and grows into the neighbours of
-every node whose log density lies within `DROP` of the largest. It follows ridges and skewed tails
+every node whose log density lies within `drop` of the largest. It follows ridges and skewed tails
 by itself, and there are no ends to be placed.
 
 Each direction is then refined by a second lattice between the nodes of the first (both thinned out

@@ -83,7 +83,7 @@ def plot_crossed_study(summaries: Mapping[str, pd.DataFrame], *, figsize=None) -
     Parameters
     ----------
     summaries : dict of str to DataFrame
-        From `hbm.crossed.studies.summarize_crossed`, by the name of the world; the model whose
+        From `hbm.crossed.study.summarize_crossed`, by the name of the world; the model whose
         ratios are all 1 is the reference and is not drawn.
     """
     panels = {

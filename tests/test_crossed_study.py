@@ -13,7 +13,7 @@ from hbm.crossed.calibration import QUANTITIES, log_density_given, run_crossed_s
 from hbm.crossed.likelihood import Sigmas
 from hbm.crossed.loo import compare_crossed
 from hbm.crossed.posterior import CrossedPriors, make_likelihood
-from hbm.crossed.studies import (
+from hbm.crossed.study import (
     FACTORS,
     MODELS,
     Fitted,
