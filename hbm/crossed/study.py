@@ -227,7 +227,7 @@ def crossed_study(
         One row a platform and model: ``platform, model``; ``mse`` of the creators' effects, and
         ``small_mse`` of those with fewer than `SMALL` users; ``cell_mse`` and ``empty_mse`` of
         the means of cells with and without creators; ``coverage`` of the creators' 95% intervals;
-        ``elpd``; ``seconds``; ``failed``, whether the fit failed its diagnostics.
+        ``elpd``; ``seconds`` of a processor; ``failed``, whether the fit failed its diagnostics.
     """
     models = MODELS if models is None else models
     platforms = replicate(_one_platform, n_platforms, seed=seed, models=models, world=world)
@@ -243,9 +243,9 @@ def _one_platform(rng: np.random.Generator, *, models, world) -> pd.DataFrame:
     there[*truth["creator_cell"].T] = True
     rows = []
     for name, fit in models.items():
-        start = time.perf_counter()
+        start = time.process_time()
         fitted = fit(summaries, truth)
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         error = np.square(fitted.mean - truth["creator_effects"])
         cell_error = np.square(fitted.cells - truth["cell_effects"])
         # A level without any creator is none of the model's: its cells are not counted.
