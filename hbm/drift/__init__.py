@@ -23,7 +23,6 @@ from hbm.drift.rule import DriftRule, drift_rule
 from hbm.gaussian import (
     Estimates,
     Moments,
-    creator_moments,
     mixture_cdf,
     mixture_moments,
     mixture_quantile,
@@ -96,7 +95,7 @@ class DriftFit:
     def estimates(self) -> pd.DataFrame:
         """The creators, in the columns of `hbm.extract_hbm_estimates` and ``period``."""
         cells = self.grid.box.likelihood.cells.data
-        moments, sigma = self.effect_moments(), self.rule.sigma_creator
+        moments, sigma = self.rule.effects(), self.rule.sigma_creator
         pull = self.rule.weight @ shrinkage_factor(cells.se, sigma)
         found = _described(moments, self.rule.weight)
         return pd.DataFrame(
@@ -201,13 +200,6 @@ class DriftFit:
         """
         rng = np.random.default_rng(seed)
         return np.swapaxes(self.rule.draw_paths(rng, self.periods, draws), 1, 2)
-
-    def effect_moments(self) -> Moments:
-        """Return the moments of tau given the node, (node, creator), in the order of the cells."""
-        likelihood = self.grid.box.likelihood
-        paths = self.rule.paths(likelihood.periods)
-        cell = Moments(*(part[:, likelihood.cell_period, likelihood.cell_genre] for part in paths))
-        return creator_moments(likelihood.cells.data, cell, self.rule.sigma_creator)
 
     def path_moments(self, periods) -> Moments:
         """Return the moments of mu_genre given the node, (node, period, genre + 1).

@@ -9,7 +9,7 @@ coordinates in which any density dies away at both ends.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,7 @@ from hbm.exact.quadrature import (
     _height,
     inner_grid,
 )
+from hbm.exact.rule import _Gauss
 from hbm.gaussian import Estimates
 from hbm.priors import Beta, Fixed, Normal, Prior, Priors
 
@@ -193,26 +194,58 @@ class ScaleAxis:
         self.high = min(self.high + wide / 2, CEILING) if above else y[min(last + 1, len(y) - 1)]
         return bool(last - first > len(y) // 2 and not below and not above)
 
+    def rules(self, value: np.ndarray, weight: np.ndarray) -> Callable:
+        """Return the Gauss rules of rows of nodes, by their order."""
+        return _Gauss(value, weight)
+
 
 class ShareAxis:
-    """A parameter between 0 and 1: the nodes of the Gauss rule of its prior."""
+    """A correlation rho between 0 and 1 as x = rho / (rho + span^½ (1 - rho)), by a Gauss rule.
+
+    What it does to a path changes around 1, and again around 1 - 1 / span: x is about halfway.
+
+    Parameters
+    ----------
+    prior : Beta or Fixed
+    span : int
+        Periods from the first to the last.
+    """
 
     nested = False
 
-    def __init__(self, prior: Beta | Fixed):
-        self.prior = prior
+    def __init__(self, prior: Beta | Fixed, span: int):
+        self.prior, self.scale = prior, np.sqrt(span)
         self.free = not isinstance(prior, Fixed)
 
     def nodes(self, intervals: int) -> tuple[np.ndarray, np.ndarray]:
         """Return values and log weights, prior included."""
         if not self.free:
             return np.array([float(self.prior.value)]), np.zeros(1)
-        x, weight = roots_jacobi(intervals, self.prior.beta - 1, self.prior.alpha - 1)
-        return (1 + x) / 2, np.log(weight / weight.sum())
+        alpha, beta = self.prior.alpha, self.prior.beta
+        x, weight = roots_jacobi(intervals, beta - 1, alpha - 1)
+        x = (1 + x) / 2
+        below = 1 - x + self.scale * x
+        # What the change of the variable has left of the prior is smooth.
+        rest = alpha * np.log(self.scale) - (alpha + beta) * np.log(below)
+        return self.scale * x / below, np.log(weight / weight.sum()) + rest
+
+    def coordinate(self, value: np.ndarray) -> np.ndarray:
+        """Return x."""
+        return value / (value + self.scale * (1 - value))
 
     def zoom(self, profile: np.ndarray) -> bool:
         """Leave the ends where they are."""
         return True
+
+    def rules(self, value: np.ndarray, weight: np.ndarray) -> Callable:
+        """Return the Gauss rules of rows of nodes, by their order: polynomials of x."""
+        rules = _Gauss(np.sqrt(value / (1 - value)), weight, self.scale)
+
+        def rule(order: int) -> tuple[np.ndarray, np.ndarray]:
+            odds, part = rules(order)
+            return np.square(odds) / (1 + np.square(odds)), part
+
+        return rule
 
 
 class Box(Cartesian):
@@ -235,7 +268,7 @@ class Box(Cartesian):
         self.axes = [
             ScaleAxis(priors.sigma_creator, data.se.min(), likelihood.reach),
             ScaleAxis(getattr(process, process.names[0]), finest / np.sqrt(span), likelihood.reach),
-            *(ShareAxis(getattr(process, name)) for name in process.names[1:]),
+            *(ShareAxis(getattr(process, name), span) for name in process.names[1:]),
         ]
         self.free = True, self.genre.fixed is None
 
@@ -245,13 +278,17 @@ class Box(Cartesian):
         finest = 1 / np.sqrt(sums.weight.max(axis=1, keepdims=True))
         return values[:, :1], sums, finest, 0.0
 
+    def within(self, values: np.ndarray, intervals: int):
+        """Place nodes of sigma_genre at outer parameters, (row, axis); as `inner_grid` returns."""
+        return inner_grid(self, values, intervals if self.free[1] else 0)
+
     def evaluate(self, intervals: Sequence[int]):
         """Return a grid: outer values (row, axis), nodes and log weights (row, inner), and shape."""
         values, log_weights = zip(
             *(axis.nodes(n) for axis, n in zip(self.axes, intervals[:-1], strict=True)), strict=True
         )
         rows = product(values)
-        _, nodes, log_weight = inner_grid(self, rows, intervals[-1] if self.free[1] else 0)
+        _, nodes, log_weight = self.within(rows, intervals[-1])
         log_weight = log_weight + product(log_weights).sum(axis=1, keepdims=True)
         return rows, nodes, log_weight, [*map(len, values), log_weight.shape[1]]
 

@@ -7,14 +7,13 @@ import pandas as pd
 from scipy.integrate import cumulative_simpson, simpson
 from scipy.interpolate import BarycentricInterpolator, PchipInterpolator
 from scipy.optimize import brentq
-from scipy.special import betainc, betaincinv, logsumexp
+from scipy.special import logsumexp
 
+from hbm.drift.grid import ShareAxis
 from hbm.drift.rule import DriftRule
 from hbm.exact.draws import _Table
-from hbm.exact.quadrature import inner_grid
 from hbm.gaussian import Moments, mixture_cdf, mixture_moments, mixture_quantile
 from hbm.intervals import LEVEL, tail_probabilities
-from hbm.priors import Beta
 
 
 class Marginals:
@@ -55,7 +54,7 @@ class Marginals:
         if name == "sigma_genre":
             if not box.free[1]:
                 return _Point(float(box.genre.fixed))
-            _, nodes, log_weight = inner_grid(box, self.rule.values, intervals[-1])
+            _, nodes, log_weight = box.within(self.rule.values, intervals[-1])
             share = np.bincount(self.rule.row, self.rule.weight, len(log_weight))
             return _Scale(nodes.sigma_genre, log_weight, share)
         k = self.names.index(name) - 2
@@ -67,7 +66,7 @@ class Marginals:
         by_row = logsumexp(self.grid.log_weight, axis=1).reshape(sizes)
         log_weight = logsumexp(by_row, axis=tuple(m for m in range(len(sizes)) if m != k))
         if not axis.nested:
-            return _Share(value, log_weight - log_prior, axis.prior)
+            return _Share(axis, value, log_weight - log_prior)
         return _Scale(value[None], log_weight[None], np.ones(1))
 
 
@@ -119,17 +118,18 @@ class _Share(_Continuous):
 
     ends = 0.0, 1.0
 
-    def __init__(self, value: np.ndarray, log_likelihood: np.ndarray, prior: Beta):
-        self.prior = prior
-        u = np.linspace(0, 1, 1001)
+    def __init__(self, axis: ShareAxis, value: np.ndarray, log_likelihood: np.ndarray):
         likelihood = np.exp(log_likelihood - log_likelihood.max())
-        x = betaincinv(prior.alpha, prior.beta, u)
-        density = np.maximum(BarycentricInterpolator(value, likelihood)(x), 0.0)
-        below = cumulative_simpson(density, x=u, initial=0.0)
+        t = np.linspace(0, 1, 2001)
+        x = t**3 * (10 - 15 * t + 6 * t**2)  # flat at both ends, where a prior may be steep
+        between = BarycentricInterpolator(axis.coordinate(value), likelihood)
+        density = np.maximum(between(axis.coordinate(x)), 0.0) * np.square(t * (1 - t))
+        density[1:-1] *= axis.prior.scipy().pdf(x[1:-1])
+        below = cumulative_simpson(density, x=t, initial=0.0)
         total = below[-1]
-        first, second = (simpson(x**power * density, x=u) / total for power in (1, 2))
+        first, second = (simpson(x**power * density, x=t) / total for power in (1, 2))
         self.mean, self.sd = float(first), float(np.sqrt(max(second - first**2, 0.0)))
-        self.table = PchipInterpolator(u, np.clip(below / total, 0, 1))
+        self.table = PchipInterpolator(x, np.clip(below / total, 0, 1))
 
     def cdf(self, x: float) -> float:
-        return float(self.table(betainc(self.prior.alpha, self.prior.beta, np.clip(x, 0, 1))))
+        return float(self.table(np.clip(x, 0, 1)))

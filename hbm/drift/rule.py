@@ -7,20 +7,24 @@ posterior, at each of its nodes one of the second's given the first, and so on t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 from scipy.special import logsumexp
 
 from hbm.drift.grid import DriftGrid, product
 from hbm.drift.process import Process, simulate, smooth
-from hbm.exact.quadrature import inner_grid
+from hbm.exact.likelihood import Sums
 from hbm.exact.rule import _Gauss, _without_the_negligible
-from hbm.gaussian import Moments
+from hbm.gaussian import Moments, creator_moments, mixture_moments
 
-#: Nodes of sigma_creator and of the parameters of the process; of sigma_genre, and of it where
-#: nothing moves. Probabilities and standard deviations of effects are good to 1e-5 with these.
-ORDERS, INNER_ORDER, STATIC_INNER_ORDER = (6, 14, 12), 12, 20
+#: Nodes of the first rule that is tried: of sigma_creator, of the parameters of the process, and
+#: of sigma_genre; and how many times as many the next one has.
+ORDERS, INNER_ORDER, GROWTH = (3, 8, 6), 8, 1.5
+
+#: Largest change of means and standard deviations, in posterior standard deviations, that more
+#: nodes of one hyperparameter may make.
+TOLERANCE = 2e-5
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,19 @@ class DriftRule:
         mean = away.mean[self.row] + level[:, None] * kept + center
         return Moments(mean, away.var[self.row] + self.level.var[:, None] * np.square(kept))
 
+    def effects(self, creators: np.ndarray | slice = slice(None)) -> Moments:
+        """Return the moments of tau given the node, shape (node, creator).
+
+        Parameters
+        ----------
+        creators : slice or ndarray of int
+            In the order of the cells of the likelihood.
+        """
+        likelihood = self.grid.box.likelihood
+        paths = self.paths(likelihood.periods)
+        cell = Moments(*(part[:, likelihood.cell_period, likelihood.cell_genre] for part in paths))
+        return creator_moments(likelihood.cells.data.take(creators), cell, self.sigma_creator)
+
     def draw_paths(self, rng: np.random.Generator, periods: np.ndarray, draws: int) -> np.ndarray:
         """Draw mu_genre jointly over periods and genres, shape (draw, period, genre).
 
@@ -117,34 +134,100 @@ class DriftRule:
 
 
 def drift_rule(grid: DriftGrid) -> DriftRule:
-    """Reduce a grid to a Gauss rule."""
-    box, inner = grid.box, grid.intervals[-1]
-    axes = [axis.nodes(n) for axis, n in zip(box.axes, grid.intervals, strict=False)]
-    values, weight = np.empty((1, 0)), np.ones(1)
-    for k, axis in enumerate(box.axes):
-        log_weight = logsumexp(grid.log_weight, axis=1)
+    """Reduce a grid to a Gauss rule, with as many nodes as the effects need."""
+    candidate = _Candidates(grid)
+    orders = tuple(min(pair) for pair in zip(candidate.first, candidate.most, strict=True))
+    while True:
+        value = candidate.probe(orders)
+        finer = list(orders)
+        for k, most in enumerate(candidate.most):
+            more = list(orders)
+            more[k] = min(int(np.ceil(GROWTH * orders[k])), most)
+            if more[k] > orders[k] and _change(value, candidate.probe(tuple(more))) > TOLERANCE:
+                finer[k] = more[k]
+        if tuple(finer) == orders:
+            return candidate.rule(orders)
+        orders = tuple(finer)
+
+
+def _change(value: Moments, other: Moments) -> float:
+    """Largest difference of means and standard deviations, in standard deviations."""
+    sd = np.sqrt(other.var)
+    return float(max(np.max(np.abs(value.mean - other.mean) / sd),
+                     np.max(np.abs(np.sqrt(value.var) / sd - 1))))
+
+
+class _Candidates:
+    """Gauss rules of different orders, and what they say of genres and of extreme creators.
+
+    Parameters
+    ----------
+    grid : DriftGrid
+    """
+
+    def __init__(self, grid: DriftGrid):
+        self.grid, self.box, self.inner = grid, grid.box, grid.intervals[-1]
+        self.axes = [axis.nodes(n) for axis, n in zip(self.box.axes, grid.intervals, strict=False)]
+        free = [axis.free for axis in self.box.axes] + [self.box.free[1]]
+        sizes = [len(values) for values, _ in self.axes] + [self.inner + 1]
+        # A rule with nearly all nodes of the grid cannot be computed stably, and is not needed.
+        self.most = [1 + 2 * size // 3 if f else 1 for size, f in zip(sizes, free, strict=True)]
+        self.first = [*ORDERS[: len(self.axes)], INNER_ORDER]
+        data = self.box.likelihood.cells.data
+        ends = np.argmin, np.argmax
+        self.extremes = np.unique([end(x) for x in (data.se, data.effect_hat) for end in ends])
+        self.given, self.probe = cache(self._given), cache(self._probe)
+
+    def _given(self, orders: tuple[int, ...]):
+        """Return outer nodes and weights, and the Gauss rules of what comes next given them.
+
+        Parameters
+        ----------
+        orders : tuple of int
+            Of the first outer coordinates, or of all.
+        """
+        k = len(orders)
+        values, weight = np.empty((1, 0)), np.ones(1)
         if k:
-            rest, log_prior = (product([part[m] for part in axes[k:]]) for m in (0, 1))
+            before, share, rules = self.given(orders[:-1])
+            nodes, part = rules(orders[-1])
+            values = np.column_stack([np.repeat(before, nodes.shape[1], axis=0), nodes.ravel()])
+            weight = (share[:, None] * part).ravel()
+        if k == len(self.axes):
+            _, nodes, log_weight = self.box.within(values, self.inner)
+            return values, weight, _Gauss(nodes.sigma_genre, _shares(log_weight))
+        log_weight = logsumexp(self.grid.log_weight, axis=1)
+        if k:
+            rest, log_prior = (product([part[m] for part in self.axes[k:]]) for m in (0, 1))
             rows = np.repeat(values, len(rest), axis=0), np.tile(rest, (len(values), 1))
-            log_weight = logsumexp(inner_grid(box, np.hstack(rows), inner)[2], axis=1)
+            log_weight = logsumexp(self.box.within(np.hstack(rows), self.inner)[2], axis=1)
             log_weight += np.tile(log_prior.sum(axis=1), len(values))
-        shape = len(values), len(axes[k][0]), -1
-        share = _shares(logsumexp(log_weight.reshape(shape), axis=2))
-        nodes = np.broadcast_to(axes[k][0], share.shape)
-        nodes, part = _Gauss(nodes, share)(ORDERS[k] if axis.free else 1)
-        values = np.column_stack([np.repeat(values, nodes.shape[1], axis=0), nodes.ravel()])
+        by_node = log_weight.reshape(len(values), len(self.axes[k][0]), -1)
+        share = _shares(logsumexp(by_node, axis=2))
+        nodes = np.broadcast_to(self.axes[k][0], share.shape)
+        return values, weight, self.box.axes[k].rules(nodes, share)
+
+    def rule(self, orders: tuple[int, ...]) -> DriftRule:
+        """Return the rule of these orders, that of sigma_genre last."""
+        likelihood = self.box.likelihood
+        values, weight, rules = self.given(orders[:-1])
+        sigma_genre, part = rules(orders[-1])
         weight = (weight[:, None] * part).ravel()
-    rows, nodes, log_weight = inner_grid(box, values, inner)
-    order = INNER_ORDER if len(values) > ORDERS[0] else STATIC_INNER_ORDER
-    sigma_genre, part = _Gauss(nodes.sigma_genre, _shares(log_weight))(order if box.free[1] else 1)
-    weight = (weight[:, None] * part).ravel()
-    kept = _without_the_negligible(weight)
-    row = np.repeat(np.arange(len(values)), sigma_genre.shape[1])[kept]
-    sigma_genre, weight = sigma_genre.ravel()[kept], weight[kept] / weight[kept].sum()
-    sums = type(rows[1])(*(part[row] for part in rows[1]))
-    mu_global = Moments(*(x[:, 0] for x in box.likelihood.given(sums, sigma_genre[:, None])[1:]))
-    level = box.likelihood.centers(sums.with_new_genre(), sigma_genre, mu_global)
-    return DriftRule(grid, values, row, sigma_genre, weight, mu_global, level)
+        kept = _without_the_negligible(weight)
+        row = np.repeat(np.arange(len(values)), sigma_genre.shape[1])[kept]
+        sigma_genre, weight = sigma_genre.ravel()[kept], weight[kept] / weight[kept].sum()
+        sums = Sums(*(part[row] for part in likelihood.sums(values)))
+        mu_global = Moments(*(x[:, 0] for x in likelihood.given(sums, sigma_genre[:, None])[1:]))
+        level = likelihood.centers(sums.with_new_genre(), sigma_genre, mu_global)
+        return DriftRule(self.grid, values, row, sigma_genre, weight, mu_global, level)
+
+    def _probe(self, orders: tuple[int, ...]) -> Moments:
+        """Return moments of all genres in all periods and the next, and of extreme creators."""
+        rule, periods = self.rule(orders), self.box.likelihood.periods
+        paths = rule.paths(np.append(periods, periods[-1] + 1))
+        paths = (part[:, :, :-1].reshape(len(part), -1) for part in paths)
+        both = zip(paths, rule.effects(self.extremes), strict=True)
+        return mixture_moments(Moments(*(np.hstack(pair) for pair in both)), rule.weight)
 
 
 def _shares(log_weight: np.ndarray) -> np.ndarray:
