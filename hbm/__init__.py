@@ -18,6 +18,7 @@ _PUBLIC = {
         "no_pooling_estimates"
     ),
     "priors": ("Fixed Gamma HalfCauchy HalfNormal LogNormal Normal Priors TruncatedNormal"),
+    "priors": "Beta Fixed Gamma HalfCauchy HalfNormal Normal Priors",
     "model": "fit_hierarchical_model",
     "learned_priors": (
         "PriorsFileError compare_discounts learn_priors load_priors prior_mixture "
@@ -74,6 +75,11 @@ _PUBLIC = {
         "extract_sigma_estimates fit_crossed_model"
     ),
     "crossed.loo": "compare_crossed loo_crossed",
+    "drift": "fit_drift_model",
+    "drift.process": "AutoRegression RandomWalk",
+    "drift.future": "compare_futures leave_future_out",
+    "drift.study": "drift_study relative_mse simulate_drift summarize_drift",
+    "drift.calibration": "run_drift_sbc",
     "store": "kept",
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names.split()}

@@ -1,6 +1,5 @@
 """Genre means that move: exact by dense normals, by a second implementation, and by limits."""
 
-import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -10,13 +9,16 @@ from conftest import K
 from scipy import stats
 from scipy.special import logsumexp, ndtr
 
+from hbm.baselines import complete_pooling_estimates
 from hbm.data import DataError
 from hbm.diagnostics import MAX_QUADRATURE_ERROR, DiagnosticsError
 from hbm.drift import STATIC, AutoRegression, RandomWalk, fit_drift_model
-from hbm.drift.grid import DriftLikelihood
+from hbm.drift.rule import _Candidates
+from hbm.drift.study import simulate_drift
 from hbm.estimates import extract_genre_estimates, extract_hbm_estimates
 from hbm.exact import predict_effects
 from hbm.exact.draws import extract_hyper_estimates, hyper_cdf
+from hbm.gaussian import mixture_moments
 from hbm.model import fit_hierarchical_model
 from hbm.priors import Beta, Fixed, HalfCauchy, HalfNormal, Normal, Priors
 
@@ -237,11 +239,17 @@ def test_no_digits_are_lost_far_from_zero(name):
 
 SMALL = {(g, t): 1 for g in range(3) for t in range(4)} | {(0, 2): 3}
 
+TWO = [(g, t) for g in range(2) for t in (0, 3)]
+
 WIDE = Priors(Normal(0, 2), HalfNormal(0.7), HalfNormal(0.8))
 
 FULL = {
     "random walk": (RandomWalk(HalfNormal(0.5)), WIDE, SMALL),
-    "two periods": (RandomWalk(HalfNormal(0.5)), WIDE, {(g, t): 3 for g in range(2) for t in (0, 3)}),
+    "two periods": (
+        RandomWalk(HalfNormal(0.5)),
+        WIDE,
+        {(g, t): 3 for g in range(2) for t in (0, 3)},
+    ),
     "one genre": (RandomWalk(HalfNormal(0.4)), WIDE, {(0, t): 2 for t in range(6)}),
     "one period": (RandomWalk(HalfNormal(0.4)), WIDE, {(0, 2): 4, (1, 2): 5}),
     "known correlation": (AutoRegression(HalfNormal(0.5), Fixed(0.6)), WIDE, SMALL),
@@ -324,17 +332,247 @@ def test_effects_and_paths_and_forecasts_equal_brute_force(full):
     fit, brute = full
     n, periods = len(fit.genres), np.append(fit.periods, fit.periods[-1] + 2)
     places = np.repeat(np.arange(n), len(periods)), np.tile(periods, n)
+    spread = np.square(brute.hyper[:, 1])[:, None, None] * np.eye(len(places[0]))
+    mean, covariance = brute.dense.paths(*places)
     for found, wanted in (
         (fit.estimates, brute.dense.effects()),
-        (fit.predict(fit.genres[places[0]], places[1]), brute.dense.paths(*places)),
+        (fit.predict(fit.genres[places[0]], places[1]), (mean, covariance + spread)),
     ):
         mean, sd, cdf = brute.overall(wanted)
-        if "shrinkage" not in found:
-            mean, var = wanted[0], np.diagonal(wanted[1], axis1=1, axis2=2)
-            spread = np.square(brute.hyper[:, 1, None, None]) * np.eye(len(places[0]))
-            mean, sd, cdf = brute.overall((mean, wanted[1] + spread))
         np.testing.assert_allclose((found["effect_hat"] - mean) / sd, 0, atol=EFFECTS)
         np.testing.assert_allclose(found["se"] / sd, 1, atol=EFFECTS)
         np.testing.assert_allclose(cdf(found["ci_lower"].to_numpy()), 0.025, atol=EFFECTS)
         np.testing.assert_allclose(cdf(found["ci_upper"].to_numpy()), 0.975, atol=EFFECTS)
         np.testing.assert_allclose(found["p_positive"], 1 - cdf(0.0), atol=EFFECTS)
+
+
+def test_the_paths_frame_says_what_the_predictions_say(full):
+    """They differ by the spread of the creators alone, which brute force has checked."""
+    fit, brute = full
+    n, periods = len(fit.genres), fit.periods
+    mean, sd, cdf = brute.overall(
+        brute.dense.paths(np.repeat(np.arange(n), len(periods)), np.tile(periods, n))
+    )
+    np.testing.assert_allclose((fit.paths["mean"] - mean) / sd, 0, atol=EFFECTS)
+    np.testing.assert_allclose(fit.paths["se"] / sd, 1, atol=EFFECTS)
+    np.testing.assert_allclose(cdf(fit.paths["upper"].to_numpy()), 0.975, atol=EFFECTS)
+
+
+def test_nodes_are_added_where_the_posterior_needs_them():
+    """Hard shapes keep the promise: ridges, precise among noisy, nothing there, priors far off."""
+    rng = np.random.default_rng(0)
+    every = {(g, t): 3 for g in range(4) for t in range(6)}
+    against = Priors(Normal(-3, 0.5), HalfNormal(0.05), HalfNormal(0.05))
+    cauchy = Priors(Normal(), HalfCauchy(1), HalfCauchy(1))
+    shapes = [
+        (simulated(rng, {(0, 0): 1}), Priors()),
+        (simulated(rng, {(g, g % 5): 1 for g in range(15)}), Priors()),
+        (simulated(rng, {(g, t): 1 for g in range(4) for t in range(8)}), Priors()),
+        (simulated(rng, every, se=(1e-3, 1e1)), Priors()),
+        (simulated(rng, every, step=0, sigma_creator=0), Priors()),
+        (simulated(rng, every, step=2, sigma_creator=2), against),
+        (simulated(rng, every), cauchy),
+    ]
+    for data, priors in shapes:
+        for process in (RandomWalk(HalfCauchy(0.2)), AutoRegression(rho=Fixed(0))):
+            fit = fit_drift_model(data, process=process, priors=priors)
+            assert max(fit.grid.errors.values()) <= PROMISED
+            finer = with_more_nodes(fit)
+            away = np.abs(finer["effect_hat"] - fit.estimates["effect_hat"]) / finer["se"]
+            assert away.max() < EFFECTS
+            assert np.abs(fit.estimates["se"] / finer["se"] - 1).max() < EFFECTS
+
+
+def with_more_nodes(fit):
+    """Effects by a Gauss rule with more nodes of everything."""
+    candidates = _Candidates(fit.grid)
+    orders = tuple(min(32, most) for most in candidates.most)
+    rule = candidates.rule(orders)
+    cells = fit.grid.box.likelihood.cells.data
+    overall = mixture_moments(rule.effects(), rule.weight)
+    return {"effect_hat": cells.unsort(overall.mean), "se": cells.unsort(np.sqrt(overall.var))}
+
+
+# --- what it has to agree with -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def platform():
+    return simulate_drift(3, n_periods=9, n_creators_per_genre=45)[0]
+
+
+def test_what_does_not_move_is_the_static_model(platform):
+    static = fit_hierarchical_model(platform, engine="exact", draws=0)
+    fit = fit_drift_model(platform, process=STATIC)
+    expected = extract_hbm_estimates(static, platform)
+    pd.testing.assert_frame_equal(
+        fit.estimates[expected.columns], expected, rtol=0, atol=1e-5, check_dtype=False
+    )
+    assert fit.log_evidence == pytest.approx(static.attrs["log_marginal_likelihood"], abs=1e-6)
+    genres = extract_genre_estimates(static).drop(columns="n_creators")
+    for when in (0, 8):
+        paths = fit.paths[fit.paths["period"] == when].reset_index(drop=True)
+        pd.testing.assert_frame_equal(paths[genres.columns], genres, rtol=0, atol=1e-5)
+    hyper = extract_hyper_estimates(static).set_index("parameter")
+    found = fit.hyper.set_index("parameter").loc[hyper.index]
+    pd.testing.assert_frame_equal(found, hyper, rtol=0, atol=1e-5)
+    assert fit.marginals.cdf("sigma_genre", 0.3) == pytest.approx(
+        hyper_cdf(static, "sigma_genre", 0.3), abs=1e-5
+    )
+    new = predict_effects(static, ["music", None], se=0.2)
+    pd.testing.assert_frame_equal(
+        fit.predict(["music", None], [9, 12], se=0.2)[new.columns], new, rtol=0, atol=1e-3
+    )
+
+
+def test_one_period_says_nothing_of_motion(platform):
+    now = platform.assign(period=4)
+    fit = fit_drift_model(now)
+    assert fit.log_evidence == pytest.approx(
+        fit_drift_model(now, process=STATIC).log_evidence, abs=1e-6
+    )
+    step = fit.hyper.set_index("parameter").loc["sigma_step"]
+    prior = RandomWalk().sigma_step.scipy()
+    assert step["mean"] == pytest.approx(prior.mean(), rel=1e-5)
+    assert step["upper"] == pytest.approx(prior.ppf(0.975), rel=1e-5)
+
+
+@pytest.mark.parametrize("process", [RandomWalk(), AutoRegression(rho=Fixed(0.7))])
+def test_order_and_names_and_origin_of_time_do_not_matter(platform, process):
+    fit = fit_drift_model(platform, process=process)
+    shuffled = platform.sample(frac=1, random_state=2)
+    shuffled = shuffled.assign(
+        month=shuffled["period"].astype(float) - 700, genre_idx=4 - shuffled["genre_idx"]
+    ).drop(columns="period")
+    other = fit_drift_model(shuffled, period="month", process=process)
+    assert other.log_evidence == pytest.approx(fit.log_evidence, abs=1e-7)
+    assert other.estimates["creator_id"].tolist() == shuffled["creator_id"].tolist()
+    found = other.estimates.set_index("creator_id").loc[platform["creator_id"]]
+    for name in NUMBERS:
+        np.testing.assert_allclose(found[name], fit.estimates[name], atol=1e-6)
+    paths = other.paths.assign(period=other.paths["period"] + 700)
+    keys = ["genre", "period"]
+    both = fit.paths.merge(paths, on=keys, suffixes=("", "_other"))
+    assert len(both) == len(fit.paths)
+    np.testing.assert_allclose(both["mean"], both["mean_other"], atol=1e-6)
+    assert (both["n_creators"] == both["n_creators_other"]).all()
+
+
+def test_units_do_not_matter_with_priors_in_the_same_unit(platform):
+    cents = platform.assign(effect_hat=100 * platform["effect_hat"], se=100 * platform["se"])
+    priors = Priors(Normal(0, 100), HalfNormal(100), HalfNormal(100))
+    fit = fit_drift_model(platform)
+    other = fit_drift_model(cents, process=RandomWalk(HalfNormal(20)), priors=priors)
+    np.testing.assert_allclose(other.paths["upper"], 100 * fit.paths["upper"], rtol=1e-6)
+    np.testing.assert_allclose(other.estimates["se"], 100 * fit.estimates["se"], rtol=1e-6)
+
+
+def test_plain_means_of_the_paths_are_those_of_complete_pooling(platform):
+    cell = platform["genre"] + " " + platform["period"].astype(str)
+    names, idx = np.unique(cell, return_inverse=True)
+    pooled = complete_pooling_estimates(platform.assign(genre=cell, genre_idx=idx))
+    wanted = pooled.groupby("genre")["effect_hat"].first()
+    paths = fit_drift_model(platform).paths.dropna(subset="plain")
+    found = paths.set_index(paths["genre"] + " " + paths["period"].astype(str))["plain"]
+    assert len(found) == len(names)
+    np.testing.assert_allclose(found.loc[wanted.index], wanted)
+
+
+@pytest.mark.slow
+def test_the_whole_posterior_agrees_with_nuts_on_every_parameter_of_the_model():
+    """The model as it is written down, sampled without any integral done beforehand."""
+    import arviz as az
+    import pymc as pm
+
+    data, _ = simulate_drift(5, n_periods=6, n_creators_per_genre=30, genres=("a", "b", "c"))
+    fit = fit_drift_model(data)
+    with pm.Model():
+        mu = pm.Normal("mu_global")
+        sigma_genre, sigma_creator = (pm.HalfNormal(f"sigma_{k}") for k in ("genre", "creator"))
+        step = pm.HalfNormal("sigma_step", 0.2)
+        level = mu + sigma_genre * pm.Normal("level", shape=3)
+        moves = pm.Normal("moves", shape=(3, 5))
+        walk = pm.math.concatenate([np.zeros((3, 1)), pm.math.cumsum(moves, axis=1)], axis=1)
+        path = pm.Deterministic("path", level[:, None] + step * walk)
+        center = path[data["genre_idx"].to_numpy(), data["period"].to_numpy()]
+        tau = pm.Deterministic(
+            "tau", center + sigma_creator * pm.Normal("creator", shape=len(data))
+        )
+        pm.Normal("d", tau, data["se"].to_numpy(), observed=data["effect_hat"].to_numpy())
+        sampled = pm.sample(
+            2000, tune=1500, chains=4, random_seed=1, target_accept=0.97, nuts_sampler="nutpie",
+            progressbar=False, quiet=True, compute_convergence_checks=False,
+        )  # fmt: skip
+    posterior = sampled["posterior"].dataset
+    assert int(sampled["sample_stats"]["diverging"].sum()) == 0
+    hyper = fit.hyper.set_index("parameter")
+    exact = {"path": (fit.paths["mean"], fit.paths["se"])}
+    exact["tau"] = fit.estimates["effect_hat"], fit.estimates["se"]
+    exact |= {name: (row["mean"], row["se"]) for name, row in hyper.iterrows()}
+    for name, (mean, sd) in exact.items():
+        draws = posterior[name]
+        for kind, wanted in (("mean", mean), ("sd", sd)):
+            error = np.ravel(az.mcse(draws.to_dataset(), method=kind)[name].values)
+            found = np.ravel(getattr(draws, kind if kind == "mean" else "std")(("chain", "draw")))
+            assert np.all(np.abs(found - np.ravel(wanted)) < K * error), (name, kind)
+
+
+# --- what is refused ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("period", "message"),
+    [
+        ([0, 1, None, 3], "'period' must not be missing; 1 row breaks it, first creators: 'c2'"),
+        ([0, 1, 2.5, 3], "'period' must be a whole number.*first creators: 'c2' .*2.5"),
+        ([0, 1, np.inf, 3], "'period' must be a whole number.*'c2' .*inf"),
+        (["0", "1", "2", "3"], "'period' must be a whole number.*its type is"),
+        (pd.date_range("2024-01-01", periods=4), "'period' must be a whole number.*its type is"),
+        ([202311, 202312, 202401, 202402], "looks like calendar months.*year \\* 12 \\+ month"),
+        ([0, 1, 2, 10**6], "runs from 0 to 1000000, more than 2,000 periods"),
+    ],
+)
+def test_periods_that_do_not_count_are_refused(period, message):
+    data = pd.DataFrame(
+        {
+            "creator_id": ["c0", "c1", "c2", "c3"],
+            "genre_idx": [0, 0, 1, 1],
+            "period": period,
+            "effect_hat": [0.1, 0.2, 0.3, 0.4],
+            "se": 0.1,
+        }
+    )
+    with pytest.raises(DataError, match=message):
+        fit_drift_model(data)
+
+
+def test_other_mistakes_are_refused(platform):
+    with pytest.raises(DataError, match="missing column month"):
+        fit_drift_model(platform, period="month")
+    with pytest.raises(DataError, match="'se' must be greater than 0"):
+        fit_drift_model(platform.assign(se=0.0))
+    with pytest.raises(TypeError, match="rho needs a Beta prior or a Fixed value"):
+        AutoRegression(rho=HalfNormal())
+    with pytest.raises(TypeError, match="Fixed value below 1"):
+        AutoRegression(rho=Fixed(1))
+    with pytest.raises(TypeError, match="sigma_step needs a prior on positive values"):
+        RandomWalk(Normal())
+    fit = fit_drift_model(platform)
+    with pytest.raises(KeyError, match=r"unknown genres.*opera"):
+        fit.predict(["opera"], [9])
+    with pytest.raises(ValueError, match="se must not be negative"):
+        fit.predict(["music"], [9], se=-1)
+    with pytest.raises(ValueError, match="first period of the data is 0"):
+        fit.predict(["music"], [-1])
+    with pytest.raises(ValueError, match="ahead must be at least 1"):
+        fit.forecast(0)
+    with pytest.raises(ValueError, match="unknown hyperparameter 'sigma'"):
+        fit.marginals.cdf("sigma", 1)
+
+
+def test_a_fit_that_fails_its_check_is_refused(platform, monkeypatch):
+    monkeypatch.setattr("hbm.drift.grid.MAX_INTERVALS", 0)
+    monkeypatch.setattr("hbm.drift.grid.FIRST_INTERVALS", (8, 8, 8))
+    with pytest.raises(DiagnosticsError, match="quadrature error of"):
+        fit_drift_model(platform)
+    assert not fit_drift_model(platform, check=False).diagnostics.ok

@@ -84,6 +84,14 @@ ORDER = [
     "crossed.loo",
     "crossed.study",
     "crossed.calibration",
+    "drift.process",
+    "drift.grid",
+    "drift.rule",
+    "drift.marginals",
+    "drift",
+    "drift.future",
+    "drift.study",
+    "drift.calibration",
     "store",
     "tables",
     "plots.look",
@@ -97,6 +105,7 @@ ORDER = [
     "plots.grouping",
     "plots.priors",
     "plots.crossed",
+    "plots.drift",
     "plots",
 ]
 

@@ -21,7 +21,6 @@ from hbm.drift.marginals import Marginals
 from hbm.drift.process import STATIC, AutoRegression, Process, RandomWalk
 from hbm.drift.rule import DriftRule, drift_rule
 from hbm.gaussian import (
-    Estimates,
     Moments,
     mixture_cdf,
     mixture_moments,
@@ -33,6 +32,9 @@ from hbm.model import _coords
 from hbm.priors import Priors
 
 __all__ = ["STATIC", "AutoRegression", "DriftFit", "RandomWalk", "fit_drift_model"]
+
+#: Values (nodes x creators) that are worked on at a time, within the processor's cache.
+_BLOCK = 100_000
 
 #: The most periods from the first to the last.
 MAX_PERIODS = 2000
@@ -94,22 +96,27 @@ class DriftFit:
     @cached_property
     def estimates(self) -> pd.DataFrame:
         """The creators, in the columns of `hbm.extract_hbm_estimates` and ``period``."""
-        cells = self.grid.box.likelihood.cells.data
-        moments, sigma = self.rule.effects(), self.rule.sigma_creator
-        pull = self.rule.weight @ shrinkage_factor(cells.se, sigma)
-        found = _described(moments, self.rule.weight)
+        cells, weight = self.grid.box.likelihood.cells.data, self.rule.weight
+        step = max(1, _BLOCK // len(weight))
+        blocks = [slice(i, i + step) for i in range(0, len(cells.se), step)]
+        sigma = self.rule.sigma_creator
+        parts = [
+            _described(self.rule.effects(block), weight)
+            | {"shrinkage": weight @ shrinkage_factor(cells.se[block], sigma)}
+            for block in blocks
+        ]
+        found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        found = {name: cells.unsort(values) for name, values in found.items()}
         return pd.DataFrame(
             {
-                "creator_id": self.data["creator_id"],
-                "genre": self.data["genre"],
-                "period": self.data["period"],
-                "effect_hat": cells.unsort(found["mean"]),
-                "se": cells.unsort(found["se"]),
-                "ci_lower": cells.unsort(found["lower"]),
-                "ci_upper": cells.unsort(found["upper"]),
+                **{name: self.data[name] for name in ("creator_id", "genre", "period")},
+                "effect_hat": found["mean"],
+                "se": found["se"],
+                "ci_lower": found["lower"],
+                "ci_upper": found["upper"],
                 "n_total": self.data["n_total"],
-                "p_positive": cells.unsort(found["p_positive"]),
-                "shrinkage": cells.unsort(pull),
+                "p_positive": found["p_positive"],
+                "shrinkage": found["shrinkage"],
             }
         )
 
@@ -117,12 +124,17 @@ class DriftFit:
     def paths(self) -> pd.DataFrame:
         """Every genre in every period from the first to the last, given all data.
 
-        ``genre, period, n_creators, mean, se, lower, upper, p_positive``.
+        ``genre, period, n_creators``; ``plain``, the mean of its creators' plain estimates in the
+        period, each weighted by 1 / se²; and ``mean, se, lower, upper, p_positive``.
         """
-        count = self.data.groupby(["genre_idx", "period"]).size()
+        weight = 1 / np.square(self.data["se"])
+        cells = pd.DataFrame({"n": 1, "w": weight, "wd": weight * self.data["effect_hat"]})
+        cells = cells.groupby([self.data["genre_idx"], self.data["period"]]).sum()
+        every = pd.MultiIndex.from_product([range(len(self.genres)), self.periods])
+        cells = cells.reindex(every)
         frame = self._path_frame(self.periods)
-        place = pd.MultiIndex.from_product([range(len(self.genres)), self.periods])
-        frame.insert(2, "n_creators", count.reindex(place, fill_value=0).to_numpy())
+        frame.insert(2, "n_creators", cells["n"].fillna(0).to_numpy(int))
+        frame.insert(3, "plain", (cells["wd"] / cells["w"]).to_numpy())
         return frame
 
     def forecast(self, ahead: int = 1) -> pd.DataFrame:

@@ -102,7 +102,8 @@ def _replication(rng, *, design, process, priors, fault, draws):
         true = paths[0, when - design["period"].min()]
         ranks[name] = float(fit.rule.weight @ ndtr((true - mean) / np.sqrt(var)))
     cells, effects = fit.grid.box.likelihood.cells.data, fit.rule.effects()
-    for name, i in (("tau_smallest", design["se"].argmax()), ("tau_largest", design["se"].argmin())):
+    extremes = {"tau_smallest": design["se"].argmax(), "tau_largest": design["se"].argmin()}
+    for name, i in extremes.items():
         mean, var = (part[:, np.argmax(cells.order == i)] for part in effects)
         ranks[name] = float(fit.rule.weight @ ndtr((tau[i] - mean) / np.sqrt(var)))
     ranks["log_p_given_hyper"] = _rank_given_hyper(fit, data, hyper)

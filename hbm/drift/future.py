@@ -123,7 +123,9 @@ def compare_futures(futures: Mapping[str, Future]) -> pd.DataFrame:
         best; ``dse``, the standard error of the difference over the predicted periods, whose
         scores are uncorrelated given the past. It is a rough one where they are few.
     """
-    scores = pd.DataFrame({name: f.periods.set_index("period")["elpd"] for name, f in futures.items()})
+    scores = pd.DataFrame(
+        {name: f.periods.set_index("period")["elpd"] for name, f in futures.items()}
+    )
     if scores.isna().any(axis=None):
         raise ValueError("the models predicted different periods")
     best = scores.sum().idxmax()

@@ -36,7 +36,7 @@ from hbm.priors import Beta, Fixed, Normal, Prior, Priors
 
 #: Intervals of the first grid: of sigma_creator, of the parameters of the process, of
 #: sigma_genre; and the most that are tried.
-FIRST_INTERVALS, FIRST_INNER, MAX_INTERVALS = (32, 24, 16), 18, 96
+FIRST_INTERVALS, FIRST_INNER, MAX_INTERVALS = (32, 24, 16), 18, 192
 
 #: Points by coordinate while the ends of the grid are being found, and inner intervals there.
 _ROUGH, _ROUGH_INNER = 14, 8
@@ -150,7 +150,7 @@ class EvenScale(Scale):
         return super().value(y, unit) if self.fixed is not None else unit * np.sinh(y)
 
     def coordinate(self, value: np.ndarray, unit) -> np.ndarray:
-        return super().coordinate(value, unit) if self.fixed is not None else np.arcsinh(value / unit)
+        return np.zeros(value.shape) if self.fixed is not None else np.arcsinh(value / unit)
 
     def log_density(self, y: np.ndarray, unit) -> np.ndarray:
         """Return the log prior density of the coordinate, half of it at 0."""
@@ -283,7 +283,7 @@ class Box(Cartesian):
         return inner_grid(self, values, intervals if self.free[1] else 0)
 
     def evaluate(self, intervals: Sequence[int]):
-        """Return a grid: outer values (row, axis), nodes and log weights (row, inner), and shape."""
+        """Return a grid: outer values (row, axis), nodes, log weights (row, inner), and shape."""
         values, log_weights = zip(
             *(axis.nodes(n) for axis, n in zip(self.axes, intervals[:-1], strict=True)), strict=True
         )
@@ -348,7 +348,7 @@ def integrate_drift(likelihood: DriftLikelihood, priors: Priors) -> DriftGrid:
     """
     box = Box(likelihood, priors)
     box.find_ends()
-    intervals = list(FIRST_INTERVALS[: len(box.axes)]) + [FIRST_INNER]
+    intervals = [*FIRST_INTERVALS[: len(box.axes)], FIRST_INNER]
     while True:
         values, nodes, log_weight, shape = box.evaluate(intervals)
         *halved, cut = _changes(box, intervals, values, nodes, log_weight, shape)
@@ -358,9 +358,8 @@ def integrate_drift(likelihood: DriftLikelihood, priors: Priors) -> DriftGrid:
         intervals = [n + c * 2 * (n // 4) for n, c in zip(intervals, coarse, strict=True)]
     log_evidence = float(logsumexp(log_weight))
     errors = {name: max([cut[name], *(change[name] ** 2 for change in halved)]) for name in cut}
-    return DriftGrid(
-        box, values, nodes, log_weight - log_evidence, intervals, log_evidence, errors
-    )
+    return DriftGrid(box, values, nodes, log_weight - log_evidence, intervals, log_evidence, errors)
+
 
 def product(axes) -> np.ndarray:
     """Return all combinations of the values along each axis, shape (row, axis)."""
@@ -370,17 +369,17 @@ def product(axes) -> np.ndarray:
 def _summary(names, values, nodes: Nodes, log_weight, scales=None):
     """Return the log evidence, and mean and sd of each hyperparameter, of a weighted grid.
 
-    Standard deviations go in as x / (x + mean), which has all moments whatever the prior.
+    Standard deviations go in as x² / (x² + mean²), which is even and has all moments whatever the
+    prior.
     """
     log_evidence = logsumexp(log_weight)
     weight = np.exp(log_weight - log_evidence)
     by_row = weight.sum(axis=1)
     sigmas = {"sigma_genre": (nodes.sigma_genre, weight)}
     sigmas |= {"sigma_creator": (values[:, 0], by_row), names[0]: (values[:, 1], by_row)}
-    sigmas = {name: (np.square(x), w) for name, (x, w) in sigmas.items()}
     if scales is None:
-        scales = {name: max((w * x).sum(), TINY) for name, (x, w) in sigmas.items()}
-    shares = {name: (x / (x + scales[name]), w) for name, (x, w) in sigmas.items()}
+        scales = {name: max((w * x).sum() ** 2, TINY) for name, (x, w) in sigmas.items()}
+    shares = {name: (x**2 / (x**2 + scales[name]), w) for name, (x, w) in sigmas.items()}
     shares |= {name: (values[:, k], by_row) for k, name in enumerate(names[1:], 2)}
     moments = {}
     mean = (weight * nodes.mu_mean).sum()

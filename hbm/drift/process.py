@@ -18,7 +18,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from hbm.priors import Beta, Fixed, HalfNormal, Prior
+from hbm.priors import Beta, Fixed, HalfNormal, Normal, Prior
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,9 @@ class RandomWalk:
 
     sigma_step: Prior = field(default_factory=lambda: HalfNormal(0.2))
     names: ClassVar = ("sigma_step",)
+
+    def __post_init__(self) -> None:
+        _require_positive("sigma_step", self.sigma_step)
 
     def start(self, parameters: np.ndarray) -> np.ndarray:
         """Return the variance in the first period, shape (row, 1)."""
@@ -72,6 +75,7 @@ class AutoRegression:
     names: ClassVar = ("sigma_drift", "rho")
 
     def __post_init__(self) -> None:
+        _require_positive("sigma_drift", self.sigma_drift)
         known = isinstance(self.rho, Beta)
         if not known and not (isinstance(self.rho, Fixed) and self.rho.value < 1):
             raise TypeError(f"rho needs a Beta prior or a Fixed value below 1, got {self.rho!r}")
@@ -84,6 +88,11 @@ class AutoRegression:
         """Return slope and variance of the step over `gap` periods, shape (row, 1)."""
         slope = parameters[:, 1:] ** gap
         return slope, np.square(parameters[:, :1]) * (1 - slope) * (1 + slope)
+
+
+def _require_positive(name: str, prior: Prior) -> None:
+    if not isinstance(prior, Prior) or isinstance(prior, Normal):
+        raise TypeError(f"{name} needs a prior on positive values, got {prior!r}")
 
 
 #: Any process of a genre's effect in time.
@@ -115,9 +124,7 @@ class Away(NamedTuple):
     var: np.ndarray
 
 
-def levels(
-    process: Process, parameters: np.ndarray, gaps: Sequence[int], weight, effect
-) -> Levels:
+def levels(process: Process, parameters: np.ndarray, gaps: Sequence[int], weight, effect) -> Levels:
     """Reduce the periods of each genre to an estimate of its level, by a pass forward.
 
     Parameters
@@ -153,9 +160,7 @@ def levels(
     return Levels(estimate, total, residual)
 
 
-def smooth(
-    process: Process, parameters: np.ndarray, gaps: Sequence[int], weight, effect
-) -> Away:
+def smooth(process: Process, parameters: np.ndarray, gaps: Sequence[int], weight, effect) -> Away:
     """Return where the genres are in every period, given all periods, by a pass back.
 
     Parameters are those of `levels`. The pass back divides by no variance (de Jong 1989, Journal

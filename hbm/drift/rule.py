@@ -77,6 +77,13 @@ class DriftRule:
         mean = away.mean[self.row] + level[:, None] * kept + center
         return Moments(mean, away.var[self.row] + self.level.var[:, None] * np.square(kept))
 
+    @cached_property
+    def cells(self) -> Moments:
+        """Moments of mu_genre where and when there are creators, shape (node, cell)."""
+        likelihood = self.grid.box.likelihood
+        paths = self.paths(likelihood.periods)
+        return Moments(*(p[:, likelihood.cell_period, likelihood.cell_genre] for p in paths))
+
     def effects(self, creators: np.ndarray | slice = slice(None)) -> Moments:
         """Return the moments of tau given the node, shape (node, creator).
 
@@ -85,10 +92,8 @@ class DriftRule:
         creators : slice or ndarray of int
             In the order of the cells of the likelihood.
         """
-        likelihood = self.grid.box.likelihood
-        paths = self.paths(likelihood.periods)
-        cell = Moments(*(part[:, likelihood.cell_period, likelihood.cell_genre] for part in paths))
-        return creator_moments(likelihood.cells.data.take(creators), cell, self.sigma_creator)
+        data = self.grid.box.likelihood.cells.data.take(creators)
+        return creator_moments(data, self.cells, self.sigma_creator)
 
     def draw_paths(self, rng: np.random.Generator, periods: np.ndarray, draws: int) -> np.ndarray:
         """Draw mu_genre jointly over periods and genres, shape (draw, period, genre).
@@ -153,8 +158,8 @@ def drift_rule(grid: DriftGrid) -> DriftRule:
 def _change(value: Moments, other: Moments) -> float:
     """Largest difference of means and standard deviations, in standard deviations."""
     sd = np.sqrt(other.var)
-    return float(max(np.max(np.abs(value.mean - other.mean) / sd),
-                     np.max(np.abs(np.sqrt(value.var) / sd - 1))))
+    away = np.abs(value.mean - other.mean) / sd, np.abs(np.sqrt(value.var) / sd - 1)
+    return float(np.max(away))
 
 
 class _Candidates:

@@ -129,6 +129,7 @@ def drift_study(
     *,
     models: Mapping[str, Mapping[str, Any]] | None = None,
     oracle: bool = False,
+    halves: bool = False,
     seed: int = 42,
     **platform,
 ) -> pd.DataFrame:
@@ -142,6 +143,8 @@ def drift_study(
         given; `MODELS` when omitted.
     oracle : bool
         Score a random walk with the true hyperparameters too; the motion has to be one.
+    halves : bool
+        Score how well the first half of the months predicts the second, too.
     seed : int
         Each platform has its own stream, whatever the number of platforms.
     **platform
@@ -152,12 +155,12 @@ def drift_study(
     DataFrame
         One row a platform, model and target of `TARGETS`: ``platform, model, target, n, mse,
         coverage, width``. The width is that of a normal interval with the posterior's standard
-        deviation. A model that is given some months only is not scored on the creators. The
-        target ``second half`` has ``elpd``, the log density of the second half of the months given
-        the first, and the largest ``quadrature_error`` of the fit.
+        deviation. A model that is given some months only is not scored on the creators. With
+        `halves` there is a target ``second half`` with ``elpd``, the log density of the second half
+        of the months given the first; ``quadrature_error`` is the largest of each fit.
     """
     models = MODELS if models is None else models
-    settings = {"models": dict(models), "oracle": oracle, "platform": platform}
+    settings = {"models": dict(models), "oracle": oracle, "halves": halves, "platform": platform}
     scored = replicate(_score, n_platforms, seed=seed, **settings)
     frames = [frame.assign(platform=place) for place, frame in enumerate(scored)]
     study = pd.concat(frames, ignore_index=True)
@@ -177,7 +180,7 @@ def summarize_drift(study: pd.DataFrame) -> pd.DataFrame:
     groups = study.drop(columns="platform").groupby(["model", "target"], sort=False)
     mean, error = groups.mean(), groups.sem()
     summary = pd.DataFrame({"n_platforms": groups.size()})
-    for name in ("mse", "coverage", "width", "elpd"):
+    for name in mean.columns.drop(["n", "quadrature_error"]):
         summary[name], summary[f"{name}_se"] = mean[name], error[name]
     return summary.reset_index()
 
@@ -203,16 +206,18 @@ def relative_mse(study: pd.DataFrame, reference: str = "static") -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
-def _score(rng, *, models, oracle, platform) -> pd.DataFrame:
+def _score(rng, *, models, oracle, halves, platform) -> pd.DataFrame:
     """Score all models on one platform."""
     summaries, truth = simulate_drift(rng, **platform)
     summaries = join_truth(summaries, truth)
     now = summaries["period"].max() - 1
     models = models | ({"oracle": _oracle(truth, platform)} if oracle else {})
-    rows = []
-    for name, model in models.items():
-        rows += [{"model": name} | row for row in _scores(summaries, truth["paths"], now, **model)]
-    return pd.DataFrame(rows)
+    scores = [
+        {"model": name} | row
+        for name, model in models.items()
+        for row in _scores(summaries, truth["paths"], now, halves, **model)
+    ]
+    return pd.DataFrame(scores)
 
 
 def _oracle(truth: dict[str, Any], platform: dict[str, Any]) -> dict[str, Any]:
@@ -227,35 +232,32 @@ def _oracle(truth: dict[str, Any], platform: dict[str, Any]) -> dict[str, Any]:
     return {"process": RandomWalk(Fixed(step)), "priors": priors}
 
 
-def _scores(summaries, paths, now, *, process, priors=Priors(), months=None):
+def _scores(summaries, paths, now, halves, *, process, priors=Priors(), months=None):
     """Yield the scores of one model."""
     period = summaries["period"]
     past, new = summaries[period <= now], summaries[period > now]
     given = past if months is None else past[past["period"] > now - months]
     fit = fit_drift_model(given, process=process, priors=priors)
     weight = fit.rule.weight
+    error = {"quadrature_error": max(fit.grid.errors.values())}
     if months is None:
         cells = fit.grid.box.likelihood.cells.data
         effects = past["effect_true"].to_numpy()[cells.order]
-        yield {"target": "creators"} | _against(fit.rule.effects(), weight, effects)
+        yield {"target": "creators"} | error | _against(fit.rule.effects(), weight, effects)
     genres = fit.path_moments(np.array([now, now + 1]))
     for place, target in enumerate(("genres now", "genres next")):
         means = Moments(*(part[:, place, :-1] for part in genres))
-        yield {"target": target} | _against(means, weight, paths[:, now + place])
+        yield {"target": target} | error | _against(means, weight, paths[:, now + place])
     for target, se, true in (
         ("new creators", 0.0, new["effect_true"]),
         ("next estimates", new["se"], new["effect_hat"]),
     ):
         moments = fit.predictive_moments(new["genre"], new["period"], se)
-        yield {"target": target} | _against(moments, weight, true.to_numpy())
-    if months is None:
+        yield {"target": target} | error | _against(moments, weight, true.to_numpy())
+    if halves and months is None:
         half = past[past["period"] <= now // 2]
         before = fit_drift_model(half, process=process, priors=priors)
-        yield {
-            "target": "second half",
-            "elpd": fit.log_evidence - before.log_evidence,
-            "quadrature_error": max(fit.grid.errors.values()),
-        }
+        yield {"target": "second half", "elpd": fit.log_evidence - before.log_evidence} | error
 
 
 def _against(moments: Moments, weight: np.ndarray, true: np.ndarray) -> dict[str, float]:

@@ -7,6 +7,7 @@ the size the notebook asks for.
 
 from hbm.plots.calibration import plot_sbc
 from hbm.plots.crossed import plot_cells, plot_crossed_study, plot_interaction_prior
+from hbm.plots.drift import plot_paths, plot_relative_mse
 from hbm.plots.estimates import (
     plot_coverage_by_distance,
     plot_coverage_width,
@@ -72,11 +73,13 @@ __all__ = [
     "plot_mse",
     "plot_outlier",
     "plot_placebos",
+    "plot_paths",
     "plot_ppc",
     "plot_quality",
     "plot_rank",
     "plot_readouts",
     "plot_rollout_coverage",
+    "plot_relative_mse",
     "plot_sample_sizes",
     "plot_sbc",
     "plot_scaling",

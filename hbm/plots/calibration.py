@@ -28,8 +28,15 @@ _LINES = {
     "mu_genre": ("mean of one genre", look.PURPLE, (0, (5, 1.5)), 1.0),
     "tau_smallest": ("effect, smallest creator", look.SKY, (0, (5, 1.5)), 1.0),
     "tau_largest": ("effect, largest creator", look.VERMILLION, (0, (5, 1.5)), 1.0),
+    "sigma_step": ("sd of a month's step", look.RED, "-", 1.0),
+    "sigma_drift": ("sd of the drift", look.RED, "-", 1.0),
+    "rho": ("correlation of months", look.SOFT, "-", 1.0),
+    "mu_first": ("a genre, first month", look.BLUE, (0, (5, 1.5)), 1.0),
+    "mu_last": ("a genre, last month", look.PURPLE, (0, (5, 1.5)), 1.0),
+    "mu_next": ("a genre, next month", look.GREEN, (0, (5, 1.5)), 1.0),
     "log_p_given_hyper": ("log density | hyperparameters", look.INK, (0, (1, 0.7)), 1.9),
     "log_p_given_tau": ("log density | effects", look.INK, "-", 1.9),
+    "log_p_given_paths": ("log density | paths", look.INK, "-", 1.9),
 }
 
 

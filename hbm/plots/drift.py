@@ -1,0 +1,155 @@
+"""Figures of effects that move in time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator, NullLocator
+
+from hbm.plots import look
+
+_MODELS = {
+    "static": (look.SOFT, "s"),
+    "last six months": (look.ORANGE, "^"),
+    "each month by itself": (look.PURPLE, "v"),
+    "autoregression": (look.GREEN, "D"),
+    "random walk": (look.BLUE, "o"),
+    "oracle": (look.INK, "X"),
+}
+
+
+@look.house
+def plot_paths(
+    paths: pd.DataFrame,
+    forecast: pd.DataFrame,
+    static: pd.DataFrame | None = None,
+    truth: Mapping | None = None,
+    *,
+    period: str = "Month",
+    unit: str = look.UNIT,
+    figsize=None,
+) -> Figure:
+    """Draw each genre's mean through time with its interval, and what is forecast.
+
+    Parameters
+    ----------
+    paths, forecast : DataFrame
+        From a `hbm.drift.DriftFit`.
+    static : DataFrame, optional
+        ``paths`` of a static fit, to compare with.
+    truth : dict, optional
+        From `hbm.simulate_drift`: ``genres``, and ``paths`` by period from 0.
+    period : str
+        Name of the periods, for the axis.
+    """
+    genres = list(dict.fromkeys(paths["genre"]))
+    cols = min(3, len(genres))
+    rows = -(-len(genres) // cols)
+    fig, axes = look.subplots(
+        rows,
+        cols,
+        figsize=figsize,
+        taller=0.35 + 0.5 * rows,
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    for ax in axes.ravel()[len(genres) :]:
+        ax.set_visible(False)
+    biggest = paths["n_creators"].max()
+    for ax, genre in zip(axes.ravel(), genres, strict=False):
+        own, ahead = (frame[frame["genre"] == genre] for frame in (paths, forecast))
+        ahead = pd.concat([own.tail(1), ahead])
+        look.no_effect(ax, "y")
+        for part, alpha in ((own, 0.3), (ahead, 0.14)):
+            band = part["period"], part["lower"], part["upper"]
+            ax.fill_between(*band, color=look.BLUE, alpha=alpha, linewidth=0)
+        ax.plot(own["period"], own["mean"], color=look.BLUE, linewidth=1.5)
+        ax.plot(ahead["period"], ahead["mean"], color=look.BLUE, linewidth=1.2, linestyle=":")
+        seen = own[own["n_creators"] > 0]
+        size = 22 * seen["n_creators"] / biggest
+        look.dots(ax, seen["period"], seen["plain"], (look.SOFT, "o"), size, alpha=0.7)
+        if static is not None:
+            same = static[static["genre"] == genre]
+            for end in ("lower", "upper"):
+                ax.plot(same["period"], same[end], color=look.ORANGE, linewidth=1)
+        if truth is not None:
+            true = truth["paths"][list(truth["genres"]).index(genre)]
+            shown = np.arange(len(true)) <= ahead["period"].max()
+            ax.plot(np.arange(len(true))[shown], true[shown], **look.TRUTH)
+        ax.set_title(look.label(genre))
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    for ax in axes[:, 0]:
+        ax.set_ylabel(f"Mean effect\n({unit})")
+    for column in range(cols):
+        below = [ax for ax in axes[:, column] if ax.get_visible()][-1]
+        below.set_xlabel(period)
+        below.tick_params(labelbottom=True)
+    keys = [
+        look.key("mean and 95% interval", color=look.BLUE, linewidth=1.5),
+        Patch(color=look.BLUE, alpha=0.2, label="forecast"),
+        look.key("plain mean", color=look.SOFT, marker="o", markersize=4, linestyle="none"),
+    ]
+    if static is not None:
+        keys.append(look.key("interval of the static model", color=look.ORANGE))
+    if truth is not None:
+        keys.append(look.key("truth", **look.TRUTH))
+    look.below(fig, keys, ncols=3)
+    return fig
+
+
+@look.house
+def plot_relative_mse(
+    table: pd.DataFrame, x: str, panel: str = "target", *, label: str, figsize=None
+) -> Figure:
+    """Draw mean squared errors relative to a reference against a property of the platforms.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From `hbm.relative_mse` for several kinds of platforms: ``model, ratio, ratio_se`` and the
+        columns `x` and `panel`.
+    x, panel : str
+        What runs along the axis, and what parts the panels.
+    label : str
+        Of the axis.
+    """
+    panels = list(dict.fromkeys(table[panel]))
+    models = [name for name in _MODELS if name in set(table["model"])]
+    fig, axes = look.subplots(
+        1, len(panels), figsize=figsize, taller=0.85, sharey=True, squeeze=False
+    )
+    places = sorted(table[x].unique())
+    for ax, name in zip(axes[0], panels, strict=True):
+        ax.axhline(1, color=look.FAINT, linewidth=0.9, zorder=1)
+        for place, model in enumerate(models):
+            colour, marker = _MODELS[model]
+            own = table[(table[panel] == name) & (table["model"] == model)].sort_values(x)
+            shift = 0.09 * (place - (len(models) - 1) / 2)
+            ax.errorbar(
+                np.searchsorted(places, own[x]) + shift,
+                own["ratio"],
+                2 * own["ratio_se"],
+                color=colour,
+                marker=marker,
+                markersize=4,
+                linewidth=1.2,
+                elinewidth=0.9,
+            )
+        ax.set_xticks(range(len(places)), [f"{value:g}" for value in places])
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.set_title(name)
+        ax.set_xlabel(label)
+    axes[0, 0].set_yscale("log")
+    ticks = [0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5]
+    axes[0, 0].set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes[0, 0].yaxis.set_minor_locator(NullLocator())
+    axes[0, 0].set_ylim(0.9 * table["ratio"].min(), 1.15 * table["ratio"].max())
+    axes[0, 0].set_ylabel("Mean squared error,\nstatic model = 1")
+    keys = [look.key(name, color=_MODELS[name][0], marker=_MODELS[name][1]) for name in models]
+    look.below(fig, keys, ncols=4)
+    return fig
