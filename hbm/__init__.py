@@ -78,7 +78,7 @@ _PUBLIC = {
     "drift": "fit_drift_model",
     "drift.process": "AutoRegression RandomWalk",
     "drift.future": "compare_futures leave_future_out",
-    "drift.study": "drift_study relative_mse simulate_drift summarize_drift",
+    "drift.study": "forecast_study simulate_drift summarize_forecasts",
     "drift.calibration": "run_drift_sbc",
     "store": "kept",
 }

@@ -9,11 +9,9 @@ from conftest import K
 from scipy import stats
 from scipy.special import logsumexp, ndtr
 
-from hbm.baselines import complete_pooling_estimates
-from hbm.data import DataError
+from hbm.checks import DataError
 from hbm.diagnostics import MAX_QUADRATURE_ERROR, DiagnosticsError
 from hbm.drift import STATIC, AutoRegression, RandomWalk, fit_drift_model
-from hbm.drift.rule import _Candidates
 from hbm.drift.study import simulate_drift
 from hbm.estimates import extract_genre_estimates, extract_hbm_estimates
 from hbm.exact import predict_effects
@@ -183,18 +181,6 @@ def test_forecasts_equal_a_dense_normal(known):
     np.testing.assert_allclose(new["p_positive"], ndtr(mean / sd), atol=ROUNDING)
 
 
-def test_drawn_paths_have_the_dense_covariance_across_genres_and_periods(known):
-    fit, dense = known
-    n = 20_000
-    drawn = fit.draw_paths(n, seed=3).reshape(n, -1)
-    found = dense.paths(np.repeat(np.arange(3), 9), np.tile(np.arange(9), 3))
-    (mean,), (covariance,) = found
-    var = np.diag(covariance)
-    assert np.all(np.abs(drawn.mean(axis=0) - mean) < K * np.sqrt(var / n))
-    error = np.sqrt((np.outer(var, var) + covariance**2) / n)
-    assert np.all(np.abs(np.cov(drawn.T) - covariance) < K * error + 1e-12)
-
-
 @pytest.mark.parametrize("name", ["random walk", "autoregression"])
 def test_the_kalman_smoother_equals_that_of_statsmodels(name):
     """One genre, given mu_global: a state of level and distance from it, known start."""
@@ -317,14 +303,14 @@ def test_the_evidence_equals_brute_force(full):
 def test_hyperparameters_equal_brute_force(full):
     fit, brute = full
     hyper = fit.hyper.set_index("parameter")
-    for k, name in enumerate(("sigma_genre", "sigma_creator", *fit.process.names)):
+    for k, name in enumerate(("sigma_genre", "sigma_creator", *brute.dense.process.names)):
         mean = brute.weight @ brute.hyper[:, k]
         sd = np.sqrt(brute.weight @ np.square(brute.hyper[:, k] - mean))
         assert hyper["mean"][name] == pytest.approx(mean, abs=max(EFFECTS * sd, ROUNDING))
         assert hyper["se"][name] == pytest.approx(sd, abs=max(EFFECTS * sd, ROUNDING))
         for end, probability in (("lower", 0.025), ("upper", 0.975)):
             if sd > ROUNDING:
-                found = fit.marginals.cdf(name, hyper[end][name])
+                found = fit.hyper_cdf(name, hyper[end][name])
                 assert found == pytest.approx(probability, abs=PROMISED)
 
 
@@ -376,7 +362,7 @@ def test_nodes_are_added_where_the_posterior_needs_them():
     for data, priors in shapes:
         for process in (RandomWalk(HalfCauchy(0.2)), AutoRegression(rho=Fixed(0))):
             fit = fit_drift_model(data, process=process, priors=priors)
-            assert max(fit.grid.errors.values()) <= PROMISED
+            assert max(fit.posterior.errors.values()) <= PROMISED
             finer = with_more_nodes(fit)
             away = np.abs(finer["effect_hat"] - fit.estimates["effect_hat"]) / finer["se"]
             assert away.max() < EFFECTS
@@ -385,12 +371,19 @@ def test_nodes_are_added_where_the_posterior_needs_them():
 
 def with_more_nodes(fit):
     """Effects by a Gauss rule with more nodes of everything."""
-    candidates = _Candidates(fit.grid)
-    orders = tuple(min(32, most) for most in candidates.most)
-    rule = candidates.rule(orders)
-    cells = fit.grid.box.likelihood.cells.data
-    overall = mixture_moments(rule.effects(), rule.weight)
-    return {"effect_hat": cells.unsort(overall.mean), "se": cells.unsort(np.sqrt(overall.var))}
+    finer = replace(fit.posterior)
+    finer.__dict__["rule"] = finer.reduced([20] * len(finer.axes))
+    moments = mixture_moments(replace(fit, posterior=finer).effect_moments(), finer.weight)
+    return {"effect_hat": moments.mean, "se": np.sqrt(moments.var)}
+
+
+def test_draws_of_the_hyperparameters_are_of_their_distributions(platform):
+    for process in (RandomWalk(), AutoRegression(HalfNormal(0.01), Beta(2, 1))):
+        fit = fit_drift_model(platform, process=process)
+        drawn = fit.posterior.draw(np.random.default_rng(1), 400)
+        for axis, values in zip(fit.posterior.axes, drawn.T, strict=True):
+            below = [fit.hyper_cdf(axis.name, x) for x in values]
+            assert stats.kstest(below, "uniform").pvalue > 2 * stats.norm.sf(K)
 
 
 # --- what it has to agree with -----------------------------------------------------------------
@@ -416,7 +409,7 @@ def test_what_does_not_move_is_the_static_model(platform):
     hyper = extract_hyper_estimates(static).set_index("parameter")
     found = fit.hyper.set_index("parameter").loc[hyper.index]
     pd.testing.assert_frame_equal(found, hyper, rtol=0, atol=1e-5)
-    assert fit.marginals.cdf("sigma_genre", 0.3) == pytest.approx(
+    assert fit.hyper_cdf("sigma_genre", 0.3) == pytest.approx(
         hyper_cdf(static, "sigma_genre", 0.3), abs=1e-5
     )
     new = predict_effects(static, ["music", None], se=0.2)
@@ -465,17 +458,6 @@ def test_units_do_not_matter_with_priors_in_the_same_unit(platform):
     other = fit_drift_model(cents, process=RandomWalk(HalfNormal(20)), priors=priors)
     np.testing.assert_allclose(other.paths["upper"], 100 * fit.paths["upper"], rtol=1e-6)
     np.testing.assert_allclose(other.estimates["se"], 100 * fit.estimates["se"], rtol=1e-6)
-
-
-def test_plain_means_of_the_paths_are_those_of_complete_pooling(platform):
-    cell = platform["genre"] + " " + platform["period"].astype(str)
-    names, idx = np.unique(cell, return_inverse=True)
-    pooled = complete_pooling_estimates(platform.assign(genre=cell, genre_idx=idx))
-    wanted = pooled.groupby("genre")["effect_hat"].first()
-    paths = fit_drift_model(platform).paths.dropna(subset="plain")
-    found = paths.set_index(paths["genre"] + " " + paths["period"].astype(str))["plain"]
-    assert len(found) == len(names)
-    np.testing.assert_allclose(found.loc[wanted.index], wanted)
 
 
 @pytest.mark.slow
@@ -567,12 +549,12 @@ def test_other_mistakes_are_refused(platform):
     with pytest.raises(ValueError, match="ahead must be at least 1"):
         fit.forecast(0)
     with pytest.raises(ValueError, match="unknown hyperparameter 'sigma'"):
-        fit.marginals.cdf("sigma", 1)
+        fit.hyper_cdf("sigma", 1)
 
 
 def test_a_fit_that_fails_its_check_is_refused(platform, monkeypatch):
-    monkeypatch.setattr("hbm.drift.grid.MAX_INTERVALS", 0)
-    monkeypatch.setattr("hbm.drift.grid.FIRST_INTERVALS", (8, 8, 8))
+    monkeypatch.setattr("hbm.drift.posterior.MAX_INTERVALS", 0)
+    monkeypatch.setattr("hbm.drift.posterior.FIRST_INTERVALS", 8)
     with pytest.raises(DiagnosticsError, match="quadrature error of"):
         fit_drift_model(platform)
     assert not fit_drift_model(platform, check=False).diagnostics.ok

@@ -158,12 +158,12 @@ def _forecasts(rng, size):
     )
     fit = fit_drift_model(data[data["period"] < 8])
     new = data[data["period"] == 8]
-    mean, var = (part[:, 0, 0] for part in fit.path_moments(np.array([8])))
-    genre = fit.rule.weight @ stats.norm.cdf(truth["paths"][0, 8], mean, np.sqrt(var))
+    mean, var = (part[:, 0, 0] for part in fit.posterior.paths(np.array([8])))
+    genre = fit.posterior.weight @ stats.norm.cdf(truth["paths"][0, 8], mean, np.sqrt(var))
     first = new.head(1)
     mean, var = (p[:, 0] for p in fit.predictive_moments(first["genre"], [8], first["se"]))
     effect = first["effect_hat"].iloc[0]
-    return genre, fit.rule.weight @ stats.norm.cdf(effect, mean, np.sqrt(var))
+    return genre, fit.posterior.weight @ stats.norm.cdf(effect, mean, np.sqrt(var))
 
 
 @pytest.mark.slow

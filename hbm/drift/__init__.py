@@ -3,7 +3,7 @@
 mu_genre[g, t] moves by a random walk or an autoregression (`hbm.drift.process`); an experiment of
 period t is one of a creator with tau[i] ~ Normal(mu_genre[g_i, t_i], sigma_creator) and
 effect_hat[i] ~ Normal(tau[i], se[i]). The hyperparameters are integrated by quadrature
-(`hbm.drift.grid`), everything else in closed form.
+(`hbm.drift.posterior`), everything else in closed form.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from hbm.data import DataError, _is_real, _refuse, require_columns, validate_summaries
+from hbm.checks import DataError, refuse, require_columns
+from hbm.data import _is_real, validate_summaries
 from hbm.diagnostics import Diagnostics, _check_quadrature
-from hbm.drift.grid import DriftGrid, DriftLikelihood, integrate_drift
-from hbm.drift.marginals import Marginals
+from hbm.drift.posterior import DriftLikelihood, DriftPosterior, integrate
 from hbm.drift.process import STATIC, AutoRegression, Process, RandomWalk
-from hbm.drift.rule import DriftRule, drift_rule
 from hbm.gaussian import (
     Moments,
+    creator_moments,
     mixture_cdf,
     mixture_moments,
     mixture_quantile,
@@ -33,11 +33,10 @@ from hbm.priors import Priors
 
 __all__ = ["STATIC", "AutoRegression", "DriftFit", "RandomWalk", "fit_drift_model"]
 
-#: Values (nodes x creators) that are worked on at a time, within the processor's cache.
-_BLOCK = 100_000
-
 #: The most periods from the first to the last.
 MAX_PERIODS = 2000
+
+_BLOCK = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -51,37 +50,25 @@ class DriftFit:
         effect_hat, se, n_total``.
     genres : ndarray
         Names of the genres.
-    process : RandomWalk or AutoRegression
     priors : Priors
-    grid : DriftGrid
+    posterior : DriftPosterior
         The posterior of the hyperparameters, and what was measured of its accuracy.
     """
 
     data: pd.DataFrame
     genres: np.ndarray
-    process: Process
     priors: Priors
-    grid: DriftGrid
+    posterior: DriftPosterior
 
     @property
     def log_evidence(self) -> float:
         """Log marginal density of all estimates."""
-        return self.grid.log_evidence
+        return self.posterior.log_evidence
 
     @cached_property
     def diagnostics(self) -> Diagnostics:
         """The check of the quadrature, which is what can go wrong without a sampler."""
-        return _check_quadrature(self.grid.errors)
-
-    @cached_property
-    def rule(self) -> DriftRule:
-        """The nodes over which effects are integrated."""
-        return drift_rule(self.grid)
-
-    @cached_property
-    def marginals(self) -> Marginals:
-        """The distributions of the hyperparameters."""
-        return Marginals(self.rule)
+        return _check_quadrature(self.posterior.errors)
 
     @cached_property
     def periods(self) -> np.ndarray:
@@ -91,32 +78,44 @@ class DriftFit:
     @cached_property
     def hyper(self) -> pd.DataFrame:
         """The hyperparameters: ``parameter, mean, se, lower, upper`` (equal-tailed 95%)."""
-        return self.marginals.frame()
+        found, tails = self.posterior, tail_probabilities(LEVEL)
+        mu = _described(Moments(*(part[:, None] for part in found.rule.mu_global)), found.weight)
+        rows = [("mu_global", *(float(mu[key][0]) for key in ("mean", "se", "lower", "upper")))]
+        for axis in found.axes:
+            share = found.shares[axis.name]
+            ends = (axis.quantile(share, p) for p in tails)
+            rows.append((axis.name, *axis.moments(share), *ends))
+        return pd.DataFrame(rows, columns=["parameter", "mean", "se", "lower", "upper"])
+
+    def hyper_cdf(self, name: str, x: float) -> float:
+        """Return the posterior probability that a hyperparameter is at most `x`."""
+        found = self.posterior
+        if name == "mu_global":
+            moments = Moments(*(part[:, None] for part in found.rule.mu_global))
+            return float(mixture_cdf(moments, x, found.weight)[0])
+        axes = {axis.name: axis for axis in found.axes}
+        if name not in axes:
+            known = ", ".join(["mu_global", *axes])
+            raise ValueError(f"unknown hyperparameter {name!r}; known: {known}")
+        return axes[name].cdf(found.shares[name], x)
 
     @cached_property
     def estimates(self) -> pd.DataFrame:
         """The creators, in the columns of `hbm.extract_hbm_estimates` and ``period``."""
-        cells, weight = self.grid.box.likelihood.cells.data, self.rule.weight
-        step = max(1, _BLOCK // len(weight))
-        blocks = [slice(i, i + step) for i in range(0, len(cells.se), step)]
-        sigma = self.rule.sigma_creator
-        parts = [
-            _described(self.rule.effects(block), weight)
-            | {"shrinkage": weight @ shrinkage_factor(cells.se[block], sigma)}
-            for block in blocks
-        ]
-        found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        found = {name: cells.unsort(values) for name, values in found.items()}
+        weight, se = self.posterior.weight, self.data["se"].to_numpy()
+        found = _described(self.effect_moments(), weight)
         return pd.DataFrame(
             {
-                **{name: self.data[name] for name in ("creator_id", "genre", "period")},
+                "creator_id": self.data["creator_id"],
+                "genre": self.data["genre"],
+                "period": self.data["period"],
                 "effect_hat": found["mean"],
                 "se": found["se"],
                 "ci_lower": found["lower"],
                 "ci_upper": found["upper"],
                 "n_total": self.data["n_total"],
                 "p_positive": found["p_positive"],
-                "shrinkage": found["shrinkage"],
+                "shrinkage": weight @ shrinkage_factor(se, self.posterior.sigma_creator),
             }
         )
 
@@ -124,17 +123,12 @@ class DriftFit:
     def paths(self) -> pd.DataFrame:
         """Every genre in every period from the first to the last, given all data.
 
-        ``genre, period, n_creators``; ``plain``, the mean of its creators' plain estimates in the
-        period, each weighted by 1 / se²; and ``mean, se, lower, upper, p_positive``.
+        ``genre, period, n_creators, mean, se, lower, upper, p_positive``.
         """
-        weight = 1 / np.square(self.data["se"])
-        cells = pd.DataFrame({"n": 1, "w": weight, "wd": weight * self.data["effect_hat"]})
-        cells = cells.groupby([self.data["genre_idx"], self.data["period"]]).sum()
-        every = pd.MultiIndex.from_product([range(len(self.genres)), self.periods])
-        cells = cells.reindex(every)
-        frame = self._path_frame(self.periods)
-        frame.insert(2, "n_creators", cells["n"].fillna(0).to_numpy(int))
-        frame.insert(3, "plain", (cells["wd"] / cells["w"]).to_numpy())
+        count = self.data.groupby(["genre_idx", "period"]).size()
+        frame = self.path_frame(self.periods)
+        place = pd.MultiIndex.from_product([range(len(self.genres)), self.periods])
+        frame.insert(2, "n_creators", count.reindex(place, fill_value=0).to_numpy())
         return frame
 
     def forecast(self, ahead: int = 1) -> pd.DataFrame:
@@ -154,14 +148,10 @@ class DriftFit:
         """
         if ahead < 1:
             raise ValueError(f"ahead must be at least 1, got {ahead}")
-        new = self.periods[-1] + 1 + np.arange(ahead)
-        frame = self._path_frame(new)
+        frame = self.path_frame(self.periods[-1] + 1 + np.arange(ahead))
         creator = self.predict(frame["genre"], frame["period"])
-        return frame.assign(
-            creator_se=creator["se"],
-            creator_lower=creator["ci_lower"],
-            creator_upper=creator["ci_upper"],
-        )
+        names = {"se": "creator_se", "ci_lower": "creator_lower", "ci_upper": "creator_upper"}
+        return frame.join(creator[list(names)].rename(columns=names))
 
     def predict(self, genres, periods, se=0.0) -> pd.DataFrame:
         """Predict creators who are not in the data.
@@ -190,42 +180,20 @@ class DriftFit:
         ValueError
             If a standard error is negative, or a period is before the first.
         """
-        found = _described(self.predictive_moments(genres, periods, se), self.rule.weight)
+        found = _described(self.predictive_moments(genres, periods, se), self.posterior.weight)
         names = {"mean": "effect_hat", "lower": "ci_lower", "upper": "ci_upper"}
         frame = pd.DataFrame(found).rename(columns=names)
         frame.insert(0, "genre", pd.Series(list(genres), dtype=object))
         frame.insert(1, "period", np.asarray(periods))
         return frame
 
-    def draw_paths(self, draws: int = 2000, seed: int = 42) -> np.ndarray:
-        """Draw the genres' means jointly, for questions about changes.
-
-        Parameters
-        ----------
-        draws : int
-        seed : int or Generator
-
-        Returns
-        -------
-        ndarray, shape (draw, genre, period)
-            By `genres` and `periods`.
-        """
-        rng = np.random.default_rng(seed)
-        return np.swapaxes(self.rule.draw_paths(rng, self.periods, draws), 1, 2)
-
-    def path_moments(self, periods) -> Moments:
-        """Return the moments of mu_genre given the node, (node, period, genre + 1).
-
-        The last genre is one that is not in the data.
-
-        Parameters
-        ----------
-        periods : ndarray of int
-            Not before the first of the data.
-        """
-        every = np.union1d(self.grid.box.likelihood.periods, periods)
-        place = np.searchsorted(every, periods)
-        return Moments(*(part[:, place] for part in self.rule.paths(every)))
+    def effect_moments(self) -> Moments:
+        """Return the moments of tau given the node, shape (node, creator)."""
+        likelihood = self.posterior.likelihood
+        cells, paths = likelihood.cells.data, self.posterior.paths(likelihood.periods)
+        center = Moments(*(p[:, likelihood.cell_period, likelihood.cell_genre] for p in paths))
+        moments = creator_moments(cells, center, self.posterior.sigma_creator)
+        return Moments(*(cells.unsort(part) for part in moments))
 
     def predictive_moments(self, genres, periods, se) -> Moments:
         """Return what `predict` predicts given the node, shape (node, new creator)."""
@@ -241,20 +209,19 @@ class DriftFit:
             unknown = [g for g, k in zip(genres, place, strict=True) if k < 0]
             raise KeyError(f"unknown genres: {unknown}")
         wanted, which = np.unique(periods, return_inverse=True)
-        mean, var = (part[:, which, place] for part in self.path_moments(wanted))
-        return Moments(mean, var + np.square(self.rule.sigma_creator)[:, None] + np.square(se))
+        mean, var = (part[:, which, place] for part in self.posterior.paths(wanted))
+        spread = np.square(self.posterior.sigma_creator)[:, None] + np.square(se)
+        return Moments(mean, var + spread)
 
-    def _path_frame(self, periods: np.ndarray) -> pd.DataFrame:
-        """Describe the genres' means, one row a genre and period."""
-        n = len(self.genres)
-        moments = Moments(
-            *(
-                np.swapaxes(part[:, :, :n], 1, 2).reshape(len(part), -1)
-                for part in self.path_moments(periods)
-            )
-        )
+    def path_frame(self, periods: np.ndarray) -> pd.DataFrame:
+        """Describe the genres' means in some periods, sorted, not before the first.
+
+        ``genre, period, mean, se, lower, upper, p_positive``, one row a genre and period.
+        """
+        paths, n = self.posterior.paths(periods), len(self.genres)
+        flat = (np.swapaxes(part[:, :, :n], 1, 2).reshape(len(part), -1) for part in paths)
         keys = {"genre": np.repeat(self.genres, len(periods)), "period": np.tile(periods, n)}
-        return pd.DataFrame(keys | _described(moments, self.rule.weight))
+        return pd.DataFrame(keys | _described(Moments(*flat), self.posterior.weight))
 
 
 def fit_drift_model(
@@ -296,7 +263,6 @@ def fit_drift_model(
     when = validate_periods(summaries, period)
     names = _coords(summaries)["genre"]
     idx = summaries["genre_idx"].to_numpy(int)
-    n_total = summaries["n_total"].to_numpy() if "n_total" in summaries else np.nan
     data = pd.DataFrame(
         {
             "creator_id": summaries["creator_id"].to_numpy(),
@@ -305,11 +271,11 @@ def fit_drift_model(
             "period": when,
             "effect_hat": summaries["effect_hat"].to_numpy(float),
             "se": summaries["se"].to_numpy(float),
-            "n_total": n_total,
+            "n_total": summaries["n_total"].to_numpy() if "n_total" in summaries else np.nan,
         }
     )
     likelihood = DriftLikelihood(data, priors.mu_global, process)
-    fit = DriftFit(data, names, process, priors, integrate_drift(likelihood, priors))
+    fit = DriftFit(data, names, priors, integrate(likelihood, priors))
     if check:
         fit.diagnostics.raise_if_failed()
     return fit
@@ -321,11 +287,11 @@ def validate_periods(summaries: pd.DataFrame, period: str) -> np.ndarray:
     source, rule = "summaries", "must be a whole number, such as months counted from 0"
     require_columns(summaries, (period,), source)
     values = summaries[period]
-    _refuse(summaries, values.isna(), period, "must not be missing", source)
+    refuse(summaries, values.isna(), period, "must not be missing", source)
     if not _is_real(values):
         raise DataError(f"{source}: column '{period}' {rule}; its type is {values.dtype}")
     number = values.to_numpy(float)
-    _refuse(summaries, ~(number % 1 == 0), period, rule, source)
+    refuse(summaries, ~(number % 1 == 0), period, rule, source)
     when = number.astype(np.int64)
     calendar = (when > 190000) & (when < 220000) & (when % 100 >= 1) & (when % 100 <= 12)
     if calendar.all() and np.ptp(when // 100):
@@ -343,15 +309,16 @@ def validate_periods(summaries: pd.DataFrame, period: str) -> np.ndarray:
 
 def _described(moments: Moments, weight: np.ndarray) -> dict[str, np.ndarray]:
     """Return mean, sd, interval and probability of a positive value of mixtures of normals."""
-    overall = mixture_moments(moments, weight)
-    # Without any spread between genres a mean is known given the node: a point.
-    moments = Moments(moments.mean, np.maximum(moments.var, 1e-12 * overall.var))
-    lower, upper = tail_probabilities(LEVEL)
-    return {
-        "mean": overall.mean,
-        "se": np.sqrt(overall.var),
-        "lower": mixture_quantile(moments, lower, weight),
-        "upper": mixture_quantile(moments, upper, weight),
+    step = max(1, _BLOCK // len(weight))
+    parts = []
+    for start in range(0, moments.mean.shape[1], step):
+        block = Moments(*(part[:, start : start + step] for part in moments))
+        overall = mixture_moments(block, weight)
+        # Without any spread between genres a mean is known given the node: a point.
+        block = Moments(block.mean, np.maximum(block.var, 1e-12 * overall.var))
+        ends = (mixture_quantile(block, p, weight) for p in tail_probabilities(LEVEL))
         # The upper tail by symmetry: 1 - cdf would lose the small probabilities.
-        "p_positive": mixture_cdf(Moments(-moments.mean, moments.var), 0.0, weight),
-    }
+        positive = mixture_cdf(Moments(-block.mean, block.var), 0.0, weight)
+        parts.append((overall.mean, np.sqrt(overall.var), *ends, positive))
+    columns = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return dict(zip(("mean", "se", "lower", "upper", "p_positive"), columns, strict=True))

@@ -9,30 +9,20 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-from scipy.special import ndtr
-from scipy.stats import norm
 
-from hbm.data import require_columns
-from hbm.drift import DriftFit, fit_drift_model
-from hbm.drift.grid import DriftLikelihood
+from hbm.checks import require_columns
+from hbm.drift import fit_drift_model
+from hbm.drift.posterior import DriftLikelihood
 from hbm.drift.process import Process, RandomWalk, simulate
+from hbm.gaussian import Moments, mixture_cdf
 from hbm.priors import Fixed, Priors
 from hbm.replicate import replicate
 from hbm.sbc import Calibration, _rank, _require_densities
 
 #: What is ranked besides the hyperparameters: the mean of the first genre in the first period, in
 #: the last and in the one after it; the effects of the creators with the largest and the smallest
-#: standard error; the log density of all estimates, given the hyperparameters (everything else
-#: integrated out) and given the paths of the genres.
-RANKED = (
-    "mu_first",
-    "mu_last",
-    "mu_next",
-    "tau_smallest",
-    "tau_largest",
-    "log_p_given_hyper",
-    "log_p_given_paths",
-)
+#: standard error; the log density of all estimates given the hyperparameters but mu_global.
+RANKED = ("mu_first", "mu_last", "mu_next", "tau_smallest", "tau_largest", "log_p_given_hyper")
 
 #: A planted error: takes the design, returns what the fit is given instead.
 Fault = Callable[[pd.DataFrame], pd.DataFrame]
@@ -62,7 +52,7 @@ def run_drift_sbc(
     fault : callable, optional
         An error planted into the fit.
     draws : int
-        Of the paths, among which the log density given them is ranked.
+        Of the hyperparameters, among which the log density is ranked.
     seed : int
 
     Returns
@@ -81,36 +71,35 @@ def run_drift_sbc(
 
 
 def _replication(rng, *, design, process, priors, fault, draws):
-    names = ("mu_global", "sigma_genre", "sigma_creator")
-    hyper = {n: float(getattr(priors, n).scipy().rvs(random_state=rng)) for n in names}
-    for name in process.names:
-        prior = getattr(process, name)
-        fixed = isinstance(prior, Fixed)
-        hyper[name] = prior.value if fixed else float(prior.scipy().rvs(random_state=rng))
+    own = {name: getattr(priors, name) for name in ("mu_global", "sigma_genre", "sigma_creator")}
+    own |= {name: getattr(process, name) for name in process.names}
+    hyper = {
+        name: prior.value if isinstance(prior, Fixed) else prior.scipy().rvs(random_state=rng)
+        for name, prior in own.items()
+    }
     paths, tau = _truth(rng, design, process, hyper)
     data = design.assign(effect_hat=rng.normal(tau, design["se"]))
     given = data if fault is None else fault(data)
     fit = fit_drift_model(given, process=process, priors=priors, check=False)
+    found = fit.posterior
     ranks = {
-        name: fit.marginals.cdf(name, value)
-        for name, value in hyper.items()
-        if name in names or not isinstance(getattr(process, name), Fixed)
+        name: fit.hyper_cdf(name, hyper[name])
+        for name, prior in own.items()
+        if not isinstance(prior, Fixed)
     }
-    last = fit.periods[-1]
-    for name, when in (("mu_first", fit.periods[0]), ("mu_last", last), ("mu_next", last + 1)):
-        mean, var = (part[:, 0, 0] for part in fit.path_moments(np.array([when])))
-        true = paths[0, when - design["period"].min()]
-        ranks[name] = float(fit.rule.weight @ ndtr((true - mean) / np.sqrt(var)))
-    cells, effects = fit.grid.box.likelihood.cells.data, fit.rule.effects()
-    extremes = {"tau_smallest": design["se"].argmax(), "tau_largest": design["se"].argmin()}
-    for name, i in extremes.items():
-        mean, var = (part[:, np.argmax(cells.order == i)] for part in effects)
-        ranks[name] = float(fit.rule.weight @ ndtr((tau[i] - mean) / np.sqrt(var)))
-    ranks["log_p_given_hyper"] = _rank_given_hyper(fit, data, hyper)
-    density = [_log_p_given_paths(data, p) for p in (paths, fit.draw_paths(draws, rng))]
-    ranks["log_p_given_paths"] = _rank(rng, density[1], density[0])
-    ranks = {name: min(max(rank, 0.0), 1.0) for name, rank in ranks.items()}
-    return ranks, {"quadrature_error": max(fit.grid.errors.values())}
+    first, last = fit.periods[0], fit.periods[-1]
+    at, effects = np.array([first, last, last + 1]), fit.effect_moments()
+    genre = Moments(*(part[:, :, 0] for part in found.paths(at)))
+    who = [design["se"].argmax(), design["se"].argmin()]
+    truths = np.concatenate([paths[0, at - design["period"].min()], tau[who]])
+    moments = (np.hstack([g, e[:, who]]) for g, e in zip(genre, effects, strict=True))
+    below = mixture_cdf(Moments(*moments), truths, found.weight)
+    ranks |= dict(zip(RANKED[:-1], np.clip(below, 0, 1), strict=True))
+    drawn = np.vstack([found.draw(rng, draws), [hyper[axis.name] for axis in found.axes]])
+    # The data as they are, so that a fit to other data is noticed.
+    *drawn, true = DriftLikelihood(data, priors.mu_global, process).log_density(drawn)
+    ranks[RANKED[-1]] = _rank(rng, np.array(drawn), true)
+    return ranks, {"quadrature_error": max(found.errors.values())}
 
 
 def _truth(rng, design: pd.DataFrame, process: Process, hyper: dict[str, float]):
@@ -122,23 +111,3 @@ def _truth(rng, design: pd.DataFrame, process: Process, hyper: dict[str, float])
     level = rng.normal(hyper["mu_global"], hyper["sigma_genre"], n_genres)
     paths = (level + away).T
     return paths, rng.normal(paths[idx, when - when.min()], hyper["sigma_creator"])
-
-
-def _rank_given_hyper(fit: DriftFit, data: pd.DataFrame, hyper: dict[str, float]) -> float:
-    """Posterior probability that the data are less likely than given the true hyperparameters."""
-    likelihood = DriftLikelihood(data, fit.priors.mu_global, fit.process)
-    values = np.array([[hyper[name] for name in ("sigma_creator", *fit.process.names)]])
-    nodes = fit.grid.nodes.sigma_genre
-    drawn = likelihood.given(likelihood.sums(fit.grid.values), nodes)[0]
-    true = likelihood.given(likelihood.sums(values), np.array([[hyper["sigma_genre"]]]))[0]
-    return float(np.exp(fit.grid.log_weight)[drawn < true].sum())
-
-
-def _log_p_given_paths(data: pd.DataFrame, paths: np.ndarray) -> np.ndarray:
-    """Log density of the estimates around paths (…, genre, period), creators spread by 1 dollar.
-
-    The spread is the same whatever the hyperparameters: this is a function of paths and data.
-    """
-    idx, when = data["genre_idx"].to_numpy(), data["period"].to_numpy()
-    center = paths[..., idx, when - when.min()]
-    return norm.logpdf(data["effect_hat"], center, np.hypot(1.0, data["se"])).sum(axis=-1)

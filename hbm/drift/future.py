@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.special import logsumexp, ndtr
+from scipy.special import logsumexp
+from scipy.stats import norm
 
 from hbm.drift import DriftFit, _described, fit_drift_model, validate_periods
 from hbm.drift.process import Process, RandomWalk
+from hbm.gaussian import Moments, mixture_cdf
 from hbm.priors import Priors
 
 
@@ -83,7 +85,7 @@ def leave_future_out(
             f"of {len(known)} periods with data, {first} cannot be the past of the first one "
             "predicted: first must be at least 1 and leave a period"
         )
-    names = _genre_names(summaries)
+    names = summaries["genre" if "genre" in summaries else "genre_idx"].to_numpy(dtype=object)
     settings = {"period": period, "process": process, "priors": priors}
 
     def fitted(before: int) -> DriftFit:
@@ -141,20 +143,18 @@ def compare_futures(futures: Mapping[str, Future]) -> pd.DataFrame:
     return frame.sort_values("elpd", ascending=False, ignore_index=True)
 
 
-def _genre_names(summaries: pd.DataFrame) -> np.ndarray:
-    """Name of each creator's genre; its number where there is none."""
-    column = "genre" if "genre" in summaries else "genre_idx"
-    return summaries[column].to_numpy(dtype=object)
+def log_densities(moments: Moments, weight: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Return the log densities of mixtures of normals, (node, unit), at `x`, shape (unit,)."""
+    log_density = norm.logpdf(x, moments.mean, np.sqrt(moments.var))
+    return logsumexp(log_density, axis=0, b=weight[:, None])
 
 
 def _forecast(fit: DriftFit, new: pd.DataFrame, now: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Predict the means of the genres and the estimates of the creators of a period."""
-    known, weight = set(fit.genres), fit.rule.weight
+    known, weight = set(fit.genres), fit.posterior.weight
     genre = [g if g in known else None for g in new["genre"]]
     moments = fit.predictive_moments(genre, np.full(len(new), now), new["se"].to_numpy(float))
     effect = new["effect_hat"].to_numpy(float)
-    z = (effect - moments.mean) / np.sqrt(moments.var)
-    log_density = -0.5 * (np.square(z) + np.log(2 * np.pi * moments.var))
     found = _described(moments, weight)
     estimates = pd.DataFrame(
         {
@@ -163,8 +163,8 @@ def _forecast(fit: DriftFit, new: pd.DataFrame, now: int) -> tuple[pd.DataFrame,
             "period": now,
             "effect_hat": effect,
             **{name: found[name] for name in ("mean", "se", "lower", "upper")},
-            "elpd": logsumexp(log_density, axis=0, b=weight[:, None]),
-            "pit": weight @ ndtr(z),
+            "elpd": log_densities(moments, weight, effect),
+            "pit": mixture_cdf(moments, effect, weight),
         }
     )
-    return fit._path_frame(np.array([now])), estimates
+    return fit.path_frame(np.array([now])), estimates

@@ -87,7 +87,7 @@ class AutoRegression:
     def step(self, parameters: np.ndarray, gap: int) -> tuple[np.ndarray, np.ndarray]:
         """Return slope and variance of the step over `gap` periods, shape (row, 1)."""
         slope = parameters[:, 1:] ** gap
-        return slope, np.square(parameters[:, :1]) * (1 - slope) * (1 + slope)
+        return slope, np.square(parameters[:, :1]) * np.maximum(1 - slope**2, 0.0)
 
 
 def _require_positive(name: str, prior: Prior) -> None:

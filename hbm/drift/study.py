@@ -10,18 +10,24 @@ import pandas as pd
 from scipy.special import ndtr
 
 from hbm.drift import STATIC, AutoRegression, RandomWalk, fit_drift_model
+from hbm.drift.future import log_densities
 from hbm.drift.process import simulate
 from hbm.gaussian import Moments, mixture_moments
 from hbm.intervals import LEVEL, normal_factor
-from hbm.priors import Fixed, Normal, Priors
 from hbm.replicate import replicate
 from hbm.studies import simulate_summaries
 from hbm.validation import compute_mse, join_truth
 
-#: What the estimators are scored on: effects of all creators, genre means of the last month with
-#: data, genre means of the month after it, effects of its creators before they have any data,
-#: and their estimates.
-TARGETS = ("creators", "genres now", "genres next", "new creators", "next estimates")
+#: What the models are scored on: effects of all creators, genre means of the last month with
+#: data and of the month after it, and effects of that month's creators, who have no data yet.
+TARGETS = ("creators", "genres now", "genres next month", "new creators")
+
+#: Models by name: the process, and the number of last months that it is fitted to, if not all.
+MODELS: dict[str, tuple] = {
+    "static": (STATIC, None),
+    "static, last six months": (STATIC, 6),
+    "random walk": (RandomWalk(), None),
+}
 
 
 def _none(rng, n_periods, n_genres, size):
@@ -115,21 +121,10 @@ def simulate_drift(
     return summaries.assign(effect_hat=summaries["effect_hat"] + shift, period=period), truth
 
 
-#: Models by name: what is fitted to the past.
-MODELS: dict[str, dict[str, Any]] = {
-    "static": {"process": STATIC},
-    "last six months": {"process": STATIC, "months": 6},
-    "each month by itself": {"process": AutoRegression(rho=Fixed(0))},
-    "random walk": {"process": RandomWalk()},
-}
-
-
-def drift_study(
+def forecast_study(
     n_platforms: int,
     *,
-    models: Mapping[str, Mapping[str, Any]] | None = None,
-    oracle: bool = False,
-    halves: bool = False,
+    models: Mapping[str, tuple] | None = None,
     seed: int = 42,
     **platform,
 ) -> pd.DataFrame:
@@ -139,12 +134,8 @@ def drift_study(
     ----------
     n_platforms : int
     models : dict, optional
-        By name, ``process`` and optionally ``months``, the number of last months that it is
-        given; `MODELS` when omitted.
-    oracle : bool
-        Score a random walk with the true hyperparameters too; the motion has to be one.
-    halves : bool
-        Score how well the first half of the months predicts the second, too.
+        By name, the process, and the number of last months that it is given or None for all;
+        `MODELS` when omitted.
     seed : int
         Each platform has its own stream, whatever the number of platforms.
     **platform
@@ -153,111 +144,88 @@ def drift_study(
     Returns
     -------
     DataFrame
-        One row a platform, model and target of `TARGETS`: ``platform, model, target, n, mse,
-        coverage, width``. The width is that of a normal interval with the posterior's standard
-        deviation. A model that is given some months only is not scored on the creators. With
-        `halves` there is a target ``second half`` with ``elpd``, the log density of the second half
-        of the months given the first; ``quadrature_error`` is the largest of each fit.
+        One row a platform, model and target of `TARGETS`: ``platform, model, target, mse,
+        coverage, width`` (of a normal interval with the posterior's standard deviation), ``elpd``
+        (mean log density of the new creators' estimates), and ``quadrature_error``, the largest
+        of the fit. A model that is given some months only is not scored on all creators.
     """
-    models = MODELS if models is None else models
-    settings = {"models": dict(models), "oracle": oracle, "halves": halves, "platform": platform}
-    scored = replicate(_score, n_platforms, seed=seed, **settings)
-    frames = [frame.assign(platform=place) for place, frame in enumerate(scored)]
-    study = pd.concat(frames, ignore_index=True)
-    study.insert(0, "platform", study.pop("platform"))
-    return study
+    models = dict(MODELS if models is None else models)
+    scored = replicate(_score, n_platforms, seed=seed, models=models, platform=platform)
+    return pd.concat(
+        [pd.DataFrame(rows).assign(platform=place) for place, rows in enumerate(scored)],
+        ignore_index=True,
+    )
 
 
-def summarize_drift(study: pd.DataFrame) -> pd.DataFrame:
-    """Average a study over its platforms.
+def summarize_forecasts(study: pd.DataFrame, reference: str = "static") -> pd.DataFrame:
+    """Average a study over its platforms, with Monte Carlo errors by platform.
+
+    Parameters
+    ----------
+    study : DataFrame
+        From `forecast_study`.
+    reference : str
+        The model that others are compared with, on the same platforms.
 
     Returns
     -------
     DataFrame
-        One row a model and target: ``model, target, n_platforms``, and each measure with its
-        Monte Carlo error by platform, ``*_se``.
-    """
-    groups = study.drop(columns="platform").groupby(["model", "target"], sort=False)
-    mean, error = groups.mean(), groups.sem()
-    summary = pd.DataFrame({"n_platforms": groups.size()})
-    for name in mean.columns.drop(["n", "quadrature_error"]):
-        summary[name], summary[f"{name}_se"] = mean[name], error[name]
-    return summary.reset_index()
-
-
-def relative_mse(study: pd.DataFrame, reference: str = "static") -> pd.DataFrame:
-    """Divide each model's mean squared error by that of a reference on the same platforms.
-
-    Returns
-    -------
-    DataFrame
-        One row a model and target: ``model, target, ratio`` of the means over platforms, and its
-        Monte Carlo error ``ratio_se`` (that of the mean of mse - ratio x reference's mse, in
-        units of the reference's mean).
+        One row a model and target: ``model, target, n_platforms``; ``mse, coverage, width`` and
+        ``ratio`` (mean mse divided by the reference's), ``gain`` (of elpd over the reference),
+        each with its Monte Carlo error ``*_se``; that of the ratio is of the mean of
+        mse - ratio x reference's mse, in units of the reference's mean.
     """
     rows = []
-    for target, part in study[study["target"] != "second half"].groupby("target", sort=False):
-        wide = part.pivot(index="platform", columns="model", values="mse")
+    for target, part in study.groupby("target", sort=False):
+        wide = part.pivot(index="platform", columns="model")
+        other = wide.xs(reference, axis=1, level="model") if reference in wide["mse"] else None
         for model in part["model"].unique():
-            ratio = wide[model].mean() / wide[reference].mean()
-            away = wide[model] - ratio * wide[reference]
-            row = {"model": model, "target": target, "ratio": ratio}
-            rows.append(row | {"ratio_se": away.sem() / wide[reference].mean()})
+            own = wide.xs(model, axis=1, level="model")
+            row = {"model": model, "target": target, "n_platforms": len(own)}
+            for name in ("mse", "coverage", "width"):
+                row |= {name: own[name].mean(), f"{name}_se": own[name].sem()}
+            if other is not None:
+                scale, gain = other["mse"].mean(), own["elpd"] - other["elpd"]
+                ratio = row["mse"] / scale
+                row |= {"ratio": ratio, "ratio_se": (own["mse"] - ratio * other["mse"]).sem() / scale}
+                row |= {"gain": gain.mean(), "gain_se": gain.sem()}
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _score(rng, *, models, oracle, halves, platform) -> pd.DataFrame:
+def _score(rng, *, models, platform) -> list[dict[str, Any]]:
     """Score all models on one platform."""
     summaries, truth = simulate_drift(rng, **platform)
     summaries = join_truth(summaries, truth)
     now = summaries["period"].max() - 1
-    models = models | ({"oracle": _oracle(truth, platform)} if oracle else {})
-    scores = [
-        {"model": name} | row
-        for name, model in models.items()
-        for row in _scores(summaries, truth["paths"], now, halves, **model)
-    ]
-    return pd.DataFrame(scores)
+    rows = []
+    for name, (process, months) in models.items():
+        for row in _scores(summaries, truth["paths"], now, process, months):
+            rows.append({"model": name} | row)
+    return rows
 
 
-def _oracle(truth: dict[str, Any], platform: dict[str, Any]) -> dict[str, Any]:
-    """Return the model that knows all hyperparameters."""
-    sizes = {"none": 0.0, "random walk": platform.get("size", 0.1)}
-    priors = Priors(
-        mu_global=Normal(truth["mu_global"], 1e-3),
-        sigma_genre=Fixed(truth["sigma_genre"]),
-        sigma_creator=Fixed(truth["sigma_creator"]),
-    )
-    step = sizes[platform.get("motion", "random walk")]
-    return {"process": RandomWalk(Fixed(step)), "priors": priors}
-
-
-def _scores(summaries, paths, now, halves, *, process, priors=Priors(), months=None):
+def _scores(summaries, paths, now, process, months):
     """Yield the scores of one model."""
     period = summaries["period"]
     past, new = summaries[period <= now], summaries[period > now]
     given = past if months is None else past[past["period"] > now - months]
-    fit = fit_drift_model(given, process=process, priors=priors)
-    weight = fit.rule.weight
-    error = {"quadrature_error": max(fit.grid.errors.values())}
+    fit = fit_drift_model(given, process=process)
+    weight = fit.posterior.weight
+    same = {"quadrature_error": max(fit.posterior.errors.values())}
     if months is None:
-        cells = fit.grid.box.likelihood.cells.data
-        effects = past["effect_true"].to_numpy()[cells.order]
-        yield {"target": "creators"} | error | _against(fit.rule.effects(), weight, effects)
-    genres = fit.path_moments(np.array([now, now + 1]))
-    for place, target in enumerate(("genres now", "genres next")):
+        scores = _against(fit.effect_moments(), weight, past["effect_true"].to_numpy())
+        yield {"target": "creators"} | scores | same
+    genres = fit.posterior.paths(np.array([now, now + 1]))
+    for place, target in enumerate(("genres now", "genres next month")):
         means = Moments(*(part[:, place, :-1] for part in genres))
-        yield {"target": target} | error | _against(means, weight, paths[:, now + place])
-    for target, se, true in (
-        ("new creators", 0.0, new["effect_true"]),
-        ("next estimates", new["se"], new["effect_hat"]),
-    ):
-        moments = fit.predictive_moments(new["genre"], new["period"], se)
-        yield {"target": target} | error | _against(moments, weight, true.to_numpy())
-    if halves and months is None:
-        half = past[past["period"] <= now // 2]
-        before = fit_drift_model(half, process=process, priors=priors)
-        yield {"target": "second half", "elpd": fit.log_evidence - before.log_evidence} | error
+        yield {"target": target} | _against(means, weight, paths[:, now + place]) | same
+    effects, estimates = (
+        fit.predictive_moments(new["genre"], new["period"], se) for se in (0.0, new["se"])
+    )
+    same["elpd"] = log_densities(estimates, weight, new["effect_hat"].to_numpy()).mean()
+    scores = _against(effects, weight, new["effect_true"].to_numpy())
+    yield {"target": "new creators"} | scores | same
 
 
 def _against(moments: Moments, weight: np.ndarray, true: np.ndarray) -> dict[str, float]:
@@ -265,8 +233,8 @@ def _against(moments: Moments, weight: np.ndarray, true: np.ndarray) -> dict[str
     overall = mixture_moments(moments, weight)
     below = weight @ ndtr((true - moments.mean) / np.sqrt(moments.var))
     return {
-        "n": len(true),
         "mse": compute_mse(overall.mean, true),
         "coverage": float(np.mean(np.abs(below - 0.5) <= LEVEL / 2)),
         "width": float(2 * normal_factor() * np.sqrt(overall.var).mean()),
+        "elpd": np.nan,
     }
