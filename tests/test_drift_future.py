@@ -3,15 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import K
-from scipy import stats
 
 from hbm.drift import STATIC, AutoRegression, RandomWalk, fit_drift_model
 from hbm.drift.future import compare_futures, leave_future_out
 from hbm.drift.study import simulate_drift
 from hbm.priors import Fixed
-from hbm.replicate import replicate
-from hbm.uniform import uniform_pvalue
 
 FORECAST = ["mean", "se", "lower", "upper"]
 
@@ -146,31 +142,3 @@ def test_there_has_to_be_a_past_and_a_future(platform):
             leave_future_out(platform, first=first)
     with pytest.raises(ValueError, match="of 1 periods with data"):
         leave_future_out(platform[platform["period"] == 0])
-
-
-# --- whether it is true ------------------------------------------------------------------------
-
-
-def _forecasts(rng, size):
-    """One forecast of each kind of a platform: probabilities of what came to be."""
-    data, truth = simulate_drift(
-        rng, n_periods=9, n_creators_per_genre=27, genres=("a", "b", "c"), size=size
-    )
-    fit = fit_drift_model(data[data["period"] < 8])
-    new = data[data["period"] == 8]
-    mean, var = (part[:, 0, 0] for part in fit.posterior.paths(np.array([8])))
-    genre = fit.posterior.weight @ stats.norm.cdf(truth["paths"][0, 8], mean, np.sqrt(var))
-    first = new.head(1)
-    mean, var = (p[:, 0] for p in fit.predictive_moments(first["genre"], [8], first["se"]))
-    effect = first["effect_hat"].iloc[0]
-    return genre, fit.posterior.weight @ stats.norm.cdf(effect, mean, np.sqrt(var))
-
-
-@pytest.mark.slow
-def test_forecasts_are_calibrated_when_the_truth_is_a_walk_of_plausible_size():
-    found = np.array(replicate(_forecasts, 200, seed=6, size=0.15))
-    covered = np.abs(found - 0.5) < 0.475
-    error = np.sqrt(0.95 * 0.05 / len(found))
-    assert np.all(np.abs(covered.mean(axis=0) - 0.95) < K * error)
-    for column in found.T:
-        assert uniform_pvalue(column) > 2 * stats.norm.sf(K)

@@ -123,12 +123,17 @@ class DriftFit:
     def paths(self) -> pd.DataFrame:
         """Every genre in every period from the first to the last, given all data.
 
-        ``genre, period, n_creators, mean, se, lower, upper, p_positive``.
+        ``genre, period, n_creators, plain`` (mean of its estimates there, by precision; missing
+        without any), ``mean, se, lower, upper, p_positive``.
         """
-        count = self.data.groupby(["genre_idx", "period"]).size()
+        weight = 1 / np.square(self.data["se"])
+        parts = {"n_creators": 1, "weight": weight, "sum": weight * self.data["effect_hat"]}
+        cells = self.data.assign(**parts).groupby(["genre_idx", "period"])[list(parts)].sum()
+        places = pd.MultiIndex.from_product([range(len(self.genres)), self.periods])
+        cells = cells.reindex(places)
         frame = self.path_frame(self.periods)
-        place = pd.MultiIndex.from_product([range(len(self.genres)), self.periods])
-        frame.insert(2, "n_creators", count.reindex(place, fill_value=0).to_numpy())
+        frame.insert(2, "n_creators", cells["n_creators"].fillna(0).to_numpy(int))
+        frame.insert(3, "plain", (cells["sum"] / cells["weight"]).to_numpy())
         return frame
 
     def forecast(self, ahead: int = 1) -> pd.DataFrame:
@@ -291,7 +296,8 @@ def validate_periods(summaries: pd.DataFrame, period: str) -> np.ndarray:
     if not _is_real(values):
         raise DataError(f"{source}: column '{period}' {rule}; its type is {values.dtype}")
     number = values.to_numpy(float)
-    refuse(summaries, ~(number % 1 == 0), period, rule, source)
+    whole = np.isfinite(number) & (number == np.floor(number))
+    refuse(summaries, ~whole, period, rule, source)
     when = number.astype(np.int64)
     calendar = (when > 190000) & (when < 220000) & (when % 100 >= 1) & (when % 100 <= 12)
     if calendar.all() and np.ptp(when // 100):

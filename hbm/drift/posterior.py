@@ -35,10 +35,10 @@ FIRST_INTERVALS, MAX_INTERVALS = 20, 160
 #: at most about the square of the change.
 MAX_CHANGE = 1e-3
 
-#: Nodes of the Gauss rule over which effects are averaged: of sigma_creator, of the parameters of
-#: the process, and of sigma_genre. Probabilities and standard deviations of effects are good to
+#: Nodes of the Gauss rule over which effects are averaged, by axis: of up to `FEW` creators, who
+#: leave much unknown, and of more. Probabilities and standard deviations of effects are good to
 #: 5e-5 with these.
-ORDERS, INNER_ORDER = (10, 12, 10), 12
+FEW, ORDERS, ORDERS_OF_FEW = 100, (8, 14, 10, 12), (16, 16, 10, 16)
 
 _BLOCK = 40_000
 
@@ -233,7 +233,9 @@ class DriftPosterior:
     @cached_property
     def rule(self) -> Rule:
         """The nodes over which effects are averaged."""
-        return self.reduced((*ORDERS[: len(self.axes) - 1], INNER_ORDER))
+        few = len(self.likelihood.effect) <= FEW
+        *first, last = ORDERS_OF_FEW if few else ORDERS
+        return self.reduced((*first[: len(self.axes) - 1], last))
 
     @property
     def weight(self) -> np.ndarray:

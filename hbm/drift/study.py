@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -187,10 +188,39 @@ def summarize_forecasts(study: pd.DataFrame, reference: str = "static") -> pd.Da
             if other is not None:
                 scale, gain = other["mse"].mean(), own["elpd"] - other["elpd"]
                 ratio = row["mse"] / scale
-                row |= {"ratio": ratio, "ratio_se": (own["mse"] - ratio * other["mse"]).sem() / scale}
+                row |= {
+                    "ratio": ratio,
+                    "ratio_se": (own["mse"] - ratio * other["mse"]).sem() / scale,
+                }
                 row |= {"gain": gain.mean(), "gain_se": gain.sem()}
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def fit_seconds(summaries: pd.DataFrame, models: Mapping[str, Any], repeats: int = 5):
+    """Return the median seconds of a fit, and of all that is read from it, by process.
+
+    Parameters
+    ----------
+    summaries : DataFrame
+    models : dict
+        Processes by name.
+    repeats : int
+
+    Returns
+    -------
+    DataFrame
+        ``model, seconds``.
+    """
+
+    def timed(process):
+        start = perf_counter()
+        fit = fit_drift_model(summaries, process=process)
+        _ = fit.estimates, fit.paths, fit.forecast(), fit.hyper
+        return perf_counter() - start
+
+    rows = [(name, np.median([timed(p) for _ in range(repeats)])) for name, p in models.items()]
+    return pd.DataFrame(rows, columns=["model", "seconds"])
 
 
 def _score(rng, *, models, platform) -> list[dict[str, Any]]:
@@ -220,9 +250,8 @@ def _scores(summaries, paths, now, process, months):
     for place, target in enumerate(("genres now", "genres next month")):
         means = Moments(*(part[:, place, :-1] for part in genres))
         yield {"target": target} | _against(means, weight, paths[:, now + place]) | same
-    effects, estimates = (
-        fit.predictive_moments(new["genre"], new["period"], se) for se in (0.0, new["se"])
-    )
+    effects = fit.predictive_moments(new["genre"], new["period"], 0.0)
+    estimates = effects._replace(var=effects.var + np.square(new["se"].to_numpy()))
     same["elpd"] = log_densities(estimates, weight, new["effect_hat"].to_numpy()).mean()
     scores = _against(effects, weight, new["effect_true"].to_numpy())
     yield {"target": "new creators"} | scores | same

@@ -8,6 +8,7 @@ the size the notebook asks for.
 from hbm.plots.calibration import plot_sbc
 from hbm.plots.crossed import plot_cells, plot_crossed_study, plot_interaction_prior
 from hbm.plots.drift import plot_paths, plot_relative_mse
+from hbm.plots.drift import plot_forecast_gain, plot_paths
 from hbm.plots.estimates import (
     plot_coverage_by_distance,
     plot_coverage_width,
@@ -61,6 +62,7 @@ __all__ = [
     "plot_elbow",
     "plot_error_by_size",
     "plot_event_study",
+    "plot_forecast_gain",
     "plot_genre_posteriors",
     "plot_grouping_comparison",
     "plot_grouping_exploration",
@@ -72,14 +74,13 @@ __all__ = [
     "plot_monitoring",
     "plot_mse",
     "plot_outlier",
-    "plot_placebos",
     "plot_paths",
+    "plot_placebos",
     "plot_ppc",
     "plot_quality",
     "plot_rank",
     "plot_readouts",
     "plot_rollout_coverage",
-    "plot_relative_mse",
     "plot_sample_sizes",
     "plot_sbc",
     "plot_scaling",

@@ -36,7 +36,6 @@ _LINES = {
     "mu_next": ("a genre, next month", look.GREEN, (0, (5, 1.5)), 1.0),
     "log_p_given_hyper": ("log density | hyperparameters", look.INK, (0, (1, 0.7)), 1.9),
     "log_p_given_tau": ("log density | effects", look.INK, "-", 1.9),
-    "log_p_given_paths": ("log density | paths", look.INK, "-", 1.9),
 }
 
 

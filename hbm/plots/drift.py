@@ -14,11 +14,8 @@ from hbm.plots import look
 
 _MODELS = {
     "static": (look.SOFT, "s"),
-    "last six months": (look.ORANGE, "^"),
-    "each month by itself": (look.PURPLE, "v"),
-    "autoregression": (look.GREEN, "D"),
+    "static, last six months": (look.ORANGE, "^"),
     "random walk": (look.BLUE, "o"),
-    "oracle": (look.INK, "X"),
 }
 
 
@@ -103,53 +100,45 @@ def plot_paths(
 
 
 @look.house
-def plot_relative_mse(
-    table: pd.DataFrame, x: str, panel: str = "target", *, label: str, figsize=None
+def plot_forecast_gain(
+    table: pd.DataFrame, targets, x: str = "size", *, label: str, figsize=None
 ) -> Figure:
-    """Draw mean squared errors relative to a reference against a property of the platforms.
+    """Draw mean squared errors relative to the static model's against how much genres move.
 
     Parameters
     ----------
     table : DataFrame
-        From `hbm.relative_mse` for several kinds of platforms: ``model, ratio, ratio_se`` and the
-        columns `x` and `panel`.
-    x, panel : str
-        What runs along the axis, and what parts the panels.
+        From `hbm.summarize_forecasts` for several sizes: ``model, target, ratio, ratio_se`` and
+        the column `x`.
+    targets : sequence of str
+        One panel each.
+    x : str
+        What runs along the axis, at equal distances.
     label : str
         Of the axis.
     """
-    panels = list(dict.fromkeys(table[panel]))
-    models = [name for name in _MODELS if name in set(table["model"])]
     fig, axes = look.subplots(
-        1, len(panels), figsize=figsize, taller=0.85, sharey=True, squeeze=False
+        1, len(targets), figsize=figsize, taller=0.85, sharey=True, squeeze=False
     )
     places = sorted(table[x].unique())
-    for ax, name in zip(axes[0], panels, strict=True):
+    for ax, target in zip(axes[0], targets, strict=True):
         ax.axhline(1, color=look.FAINT, linewidth=0.9, zorder=1)
-        for place, model in enumerate(models):
-            colour, marker = _MODELS[model]
-            own = table[(table[panel] == name) & (table["model"] == model)].sort_values(x)
-            shift = 0.09 * (place - (len(models) - 1) / 2)
-            ax.errorbar(
-                np.searchsorted(places, own[x]) + shift,
-                own["ratio"],
-                2 * own["ratio_se"],
-                color=colour,
-                marker=marker,
-                markersize=4,
-                linewidth=1.2,
-                elinewidth=0.9,
-            )
+        for k, (model, (colour, marker)) in enumerate(_MODELS.items()):
+            own = table[(table["target"] == target) & (table["model"] == model)].sort_values(x)
+            at = np.searchsorted(places, own[x]) + 0.08 * (k - 1)
+            style = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1.2}
+            ax.errorbar(at, own["ratio"], 2 * own["ratio_se"], elinewidth=0.9, **style)
         ax.set_xticks(range(len(places)), [f"{value:g}" for value in places])
         ax.xaxis.set_minor_locator(NullLocator())
-        ax.set_title(name)
+        ax.set_title(target)
         ax.set_xlabel(label)
     axes[0, 0].set_yscale("log")
     ticks = [0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5]
     axes[0, 0].set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes[0, 0].yaxis.set_minor_locator(NullLocator())
-    axes[0, 0].set_ylim(0.9 * table["ratio"].min(), 1.15 * table["ratio"].max())
+    shown = table.loc[table["target"].isin(targets), "ratio"]
+    axes[0, 0].set_ylim(0.85 * shown.min(), 1.2 * shown.max())
     axes[0, 0].set_ylabel("Mean squared error,\nstatic model = 1")
-    keys = [look.key(name, color=_MODELS[name][0], marker=_MODELS[name][1]) for name in models]
-    look.below(fig, keys, ncols=4)
+    keys = [look.key(name, color=c, marker=m) for name, (c, m) in _MODELS.items()]
+    look.below(fig, keys, ncols=3)
     return fig
