@@ -78,7 +78,7 @@ _PUBLIC = {
     "drift": "fit_drift_model",
     "drift.process": "AutoRegression RandomWalk",
     "drift.future": "compare_futures leave_future_out",
-    "drift.study": "forecast_study simulate_drift summarize_forecasts",
+    "drift.study": "fit_seconds forecast_study simulate_drift summarize_forecasts",
     "drift.calibration": "run_drift_sbc",
     "store": "kept",
 }

@@ -161,7 +161,7 @@ class Grid:
     mu_global: Moments
 
     def summary(self, log_weight: np.ndarray):
-        """Return the log evidence, and mean and sd of mu_global and of each coordinate's even part."""
+        """Return the log evidence, and mean and sd of mu_global and of each even part."""
         log_evidence = logsumexp(log_weight)
         weight = np.exp(log_weight - log_evidence)
         means, var = (part.reshape(weight.shape) for part in self.mu_global)

@@ -197,8 +197,8 @@ def summarize_forecasts(study: pd.DataFrame, reference: str = "static") -> pd.Da
     return pd.DataFrame(rows)
 
 
-def fit_seconds(summaries: pd.DataFrame, models: Mapping[str, Any], repeats: int = 5):
-    """Return the median seconds of a fit, and of all that is read from it, by process.
+def fit_seconds(summaries: pd.DataFrame, models: Mapping[str, Any], repeats: int = 3):
+    """Return the median seconds of a fit, of its estimates, paths and a forecast, by process.
 
     Parameters
     ----------
@@ -216,7 +216,7 @@ def fit_seconds(summaries: pd.DataFrame, models: Mapping[str, Any], repeats: int
     def timed(process):
         start = perf_counter()
         fit = fit_drift_model(summaries, process=process)
-        _ = fit.estimates, fit.paths, fit.forecast(), fit.hyper
+        _ = fit.estimates, fit.paths, fit.forecast()
         return perf_counter() - start
 
     rows = [(name, np.median([timed(p) for _ in range(repeats)])) for name, p in models.items()]
