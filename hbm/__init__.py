@@ -19,6 +19,7 @@ _PUBLIC = {
     ),
     "priors": ("Fixed Gamma HalfCauchy HalfNormal LogNormal Normal Priors TruncatedNormal"),
     "priors": "Beta Fixed Gamma HalfCauchy HalfNormal Normal Priors",
+    "priors": "Fixed Gamma HalfCauchy HalfNormal Normal Priors",
     "model": "fit_hierarchical_model",
     "learned_priors": (
         "PriorsFileError compare_discounts learn_priors load_priors prior_mixture "

@@ -135,18 +135,6 @@ class Gamma(Prior):
 
 
 @dataclass(frozen=True)
-class Beta(Prior):
-    """Beta distribution on (0, 1); the default is uniform."""
-
-    alpha: float = 1.0
-    beta: float = 1.0
-    positive: ClassVar = ("alpha", "beta")
-
-    def scipy(self) -> stats.rv_frozen:
-        return stats.beta(self.alpha, self.beta)
-
-
-@dataclass(frozen=True)
 class Fixed(Prior):
     """A value that is known: `Fixed(0)` for sigma_genre means "no grouping"."""
 

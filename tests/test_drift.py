@@ -18,7 +18,7 @@ from hbm.exact import predict_effects
 from hbm.exact.draws import extract_hyper_estimates, hyper_cdf
 from hbm.gaussian import mixture_moments
 from hbm.model import fit_hierarchical_model
-from hbm.priors import Beta, Fixed, HalfCauchy, HalfNormal, Normal, Priors
+from hbm.priors import Fixed, HalfCauchy, HalfNormal, Normal, Priors
 
 PROMISED = MAX_QUADRATURE_ERROR
 
@@ -57,8 +57,8 @@ KNOWN = Priors(Normal(0.2, 0.7), Fixed(0.6), Fixed(0.5))
 
 PROCESSES = {
     "random walk": RandomWalk(Fixed(0.3)),
-    "autoregression": AutoRegression(Fixed(0.4), Fixed(0.7)),
-    "no correlation": AutoRegression(Fixed(0.4), Fixed(0.0)),
+    "autoregression": AutoRegression(0.7, Fixed(0.4)),
+    "no correlation": AutoRegression(0.0, Fixed(0.4)),
     "static": STATIC,
 }
 
@@ -88,7 +88,7 @@ class DenseDrift:
         if isinstance(self.process, RandomWalk):
             moved = parameter * np.minimum(s, t)
         else:
-            moved = parameter * self.hyper[:, 3, None, None] ** np.abs(s - t)
+            moved = parameter * self.process.rho ** np.abs(s - t)
         return self.mu.sigma**2 + np.equal.outer(one[0], other[0]) * (genre + moved)
 
     def log_density(self):
@@ -112,8 +112,7 @@ class DenseDrift:
 
 
 def dense_of(data, process, priors=KNOWN):
-    values = [getattr(process, name).value for name in process.names]
-    known = priors.sigma_genre.value, priors.sigma_creator.value, *values
+    known = priors.sigma_genre.value, priors.sigma_creator.value, process.prior.value
     return DenseDrift(data, priors, process, known)
 
 
@@ -238,12 +237,7 @@ FULL = {
     ),
     "one genre": (RandomWalk(HalfNormal(0.4)), WIDE, {(0, t): 2 for t in range(6)}),
     "one period": (RandomWalk(HalfNormal(0.4)), WIDE, {(0, 2): 4, (1, 2): 5}),
-    "known correlation": (AutoRegression(HalfNormal(0.5), Fixed(0.6)), WIDE, SMALL),
-    "autoregression": (
-        AutoRegression(HalfNormal(0.5), Beta(2, 3)),
-        replace(WIDE, sigma_genre=Fixed(0.5)),
-        {(g, t): 1 for g in range(2) for t in range(6)},
-    ),
+    "autoregression": (AutoRegression(0.6, HalfNormal(0.5)), WIDE, SMALL),
 }
 
 
@@ -251,8 +245,8 @@ class BruteForce:
     """The posterior on a product of Gauss-Legendre rules, a dense normal at every node."""
 
     def __init__(self, data, process, priors, n=48):
-        axes = [priors.sigma_genre, priors.sigma_creator]
-        nodes = [self.axis(p, n) for p in [*axes, *(getattr(process, k) for k in process.names)]]
+        axes = [priors.sigma_genre, priors.sigma_creator, process.prior]
+        nodes = [self.axis(prior, n) for prior in axes]
         grid, log_weight = (
             np.stack(np.meshgrid(*part, indexing="ij"), axis=-1).reshape(-1, len(nodes))
             for part in zip(*nodes, strict=True)
@@ -269,12 +263,9 @@ class BruteForce:
 
     @staticmethod
     def axis(prior, n):
-        """Nodes and log weights: pieces of 0 to 6 scales, finer toward 0; or of 0 to 1."""
-        if isinstance(prior, Fixed):
-            return np.array([prior.value]), np.zeros(1)
-        pieces, top = (1, 1.0) if isinstance(prior, Beta) else (3, 6 * prior.sigma)
-        x, w = np.polynomial.legendre.leggauss(n // pieces)
-        ends = top * np.linspace(0, 1, pieces + 1) ** 2
+        """Nodes and log weights: pieces of 0 to 6 scales, finer toward 0."""
+        x, w = np.polynomial.legendre.leggauss(n // 3)
+        ends = 6 * prior.sigma * np.linspace(0, 1, 4) ** 2
         half = np.diff(ends)[:, None] / 2
         x, w = (half * x + ends[:-1, None] + half).ravel(), (half * w).ravel()
         return x, np.log(w) + prior.scipy().logpdf(x)
@@ -303,7 +294,7 @@ def test_the_evidence_equals_brute_force(full):
 def test_hyperparameters_equal_brute_force(full):
     fit, brute = full
     hyper = fit.hyper.set_index("parameter")
-    for k, name in enumerate(("sigma_genre", "sigma_creator", *brute.dense.process.names)):
+    for k, name in enumerate(("sigma_genre", "sigma_creator", brute.dense.process.name)):
         mean = brute.weight @ brute.hyper[:, k]
         sd = np.sqrt(brute.weight @ np.square(brute.hyper[:, k] - mean))
         assert hyper["mean"][name] == pytest.approx(mean, abs=max(EFFECTS * sd, ROUNDING))
@@ -360,7 +351,7 @@ def test_nodes_are_added_where_the_posterior_needs_them():
         (simulated(rng, every), cauchy),
     ]
     for data, priors in shapes:
-        for process in (RandomWalk(HalfCauchy(0.2)), AutoRegression(rho=Fixed(0))):
+        for process in (RandomWalk(HalfCauchy(0.2)), AutoRegression(0)):
             fit = fit_drift_model(data, process=process, priors=priors)
             assert max(fit.posterior.errors.values()) <= PROMISED
             finer = with_more_nodes(fit)
@@ -378,7 +369,7 @@ def with_more_nodes(fit):
 
 
 def test_draws_of_the_hyperparameters_are_of_their_distributions(platform):
-    for process in (RandomWalk(), AutoRegression(HalfNormal(0.01), Beta(2, 1))):
+    for process in (RandomWalk(), AutoRegression(0.9, HalfNormal(0.01))):
         fit = fit_drift_model(platform, process=process)
         drawn = fit.posterior.draw(np.random.default_rng(1), 400)
         for axis, values in zip(fit.posterior.axes, drawn.T, strict=True):
@@ -430,7 +421,7 @@ def test_one_period_says_nothing_of_motion(platform):
     assert step["upper"] == pytest.approx(prior.ppf(0.975), rel=1e-5)
 
 
-@pytest.mark.parametrize("process", [RandomWalk(), AutoRegression(rho=Fixed(0.7))])
+@pytest.mark.parametrize("process", [RandomWalk(), AutoRegression(0.7)])
 def test_order_and_names_and_origin_of_time_do_not_matter(platform, process):
     fit = fit_drift_model(platform, process=process)
     shuffled = platform.sample(frac=1, random_state=2)
@@ -533,10 +524,9 @@ def test_other_mistakes_are_refused(platform):
         fit_drift_model(platform, period="month")
     with pytest.raises(DataError, match="'se' must be greater than 0"):
         fit_drift_model(platform.assign(se=0.0))
-    with pytest.raises(TypeError, match="rho needs a Beta prior or a Fixed value"):
-        AutoRegression(rho=HalfNormal())
-    with pytest.raises(TypeError, match="Fixed value below 1"):
-        AutoRegression(rho=Fixed(1))
+    for rho in (1, -0.1, np.nan):
+        with pytest.raises(ValueError, match="rho must be at least 0 and below 1"):
+            AutoRegression(rho)
     with pytest.raises(TypeError, match="sigma_step needs a prior on positive values"):
         RandomWalk(Normal())
     fit = fit_drift_model(platform)

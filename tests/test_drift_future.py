@@ -7,7 +7,6 @@ import pytest
 from hbm.drift import STATIC, AutoRegression, RandomWalk, fit_drift_model
 from hbm.drift.future import compare_futures, leave_future_out
 from hbm.drift.study import simulate_drift
-from hbm.priors import Fixed
 
 FORECAST = ["mean", "se", "lower", "upper"]
 
@@ -22,8 +21,7 @@ def platform():
 
 @pytest.fixture(scope="module", params=["random walk", "static", "autoregression"])
 def process(request):
-    known = AutoRegression(rho=Fixed(0.8))
-    return {"random walk": RandomWalk(), "static": STATIC, "autoregression": known}[request.param]
+    return {"random walk": RandomWalk(), "static": STATIC, "autoregression": AutoRegression()}[request.param]
 
 
 @pytest.fixture(scope="module")

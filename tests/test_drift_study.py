@@ -20,7 +20,7 @@ from hbm.drift.study import (
     simulate_drift,
     summarize_forecasts,
 )
-from hbm.priors import Beta, Fixed, HalfNormal, Priors
+from hbm.priors import Fixed, HalfNormal, Priors
 from hbm.sbc import sbc_verdicts
 from hbm.studies import simulate_summaries
 from hbm.validation import join_truth
@@ -207,9 +207,9 @@ def test_the_random_walk_is_calibrated(design):
 
 @pytest.mark.slow
 def test_the_autoregression_is_calibrated(design):
-    process = AutoRegression(HalfNormal(0.4), Beta(2, 1))
+    process = AutoRegression(0.8, HalfNormal(0.4))
     found = run_drift_sbc(design, 40, process=process, priors=CERTAIN)
-    assert {"sigma_drift", "rho"} < set(found.ranks)
+    assert "sigma_drift" in found.ranks
     assert failed(found) == set()
 
 
@@ -254,8 +254,8 @@ def test_a_posterior_that_ignores_the_data_is_noticed_by_the_densities_alone(des
 
 
 def test_known_parameters_are_not_ranked_and_fixed_priors_refused(design):
-    found = run_drift_sbc(design, 2, process=AutoRegression(rho=Fixed(0.5)))
-    assert "rho" not in found.ranks
+    found = run_drift_sbc(design, 2, process=STATIC)
+    assert "sigma_step" not in found.ranks
     with pytest.raises(ValueError, match="sigma_genre is fixed"):
         run_drift_sbc(design, 2, priors=Priors(sigma_genre=Fixed(0)))
 
@@ -263,11 +263,11 @@ def test_known_parameters_are_not_ranked_and_fixed_priors_refused(design):
 def test_simulated_processes_have_their_covariances():
     n, rng = 20_000, np.random.default_rng(2)
     gaps = np.array([0, 1, 3])
-    for process, parameters, wanted in (
-        (RandomWalk(), [0.5], 0.25 * np.array([[0, 0, 0], [0, 1, 1], [0, 1, 4]])),
-        (AutoRegression(), [0.5, 0.6], 0.25 * 0.6 ** np.array([[0, 1, 4], [1, 0, 3], [4, 3, 0]])),
+    for process, wanted in (
+        (RandomWalk(), 0.25 * np.array([[0, 0, 0], [0, 1, 1], [0, 1, 4]])),
+        (AutoRegression(0.6), 0.25 * 0.6 ** np.array([[0, 1, 4], [1, 0, 3], [4, 3, 0]])),
     ):
-        drawn = simulate(process, np.tile(parameters, (n, 1)), gaps, 1, rng)[:, :, 0]
+        drawn = simulate(process, np.full((n, 1), 0.5), gaps, 1, rng)[:, :, 0]
         found, var = np.cov(drawn.T), np.diag(wanted)
         error = np.sqrt((np.outer(var, var) + wanted**2) / n)
         assert np.all(np.abs(found - wanted) <= K * error)

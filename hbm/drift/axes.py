@@ -1,17 +1,20 @@
-"""Hyperparameters as coordinates in which any posterior density dies away at both ends."""
+"""Standard deviations as coordinates in which any posterior density dies away at both ends."""
 
 from __future__ import annotations
 
 import numpy as np
 from scipy.integrate import simpson
 from scipy.optimize import brentq
-from scipy.special import betainc, betaincinv, ndtr, ndtri, sici
+from scipy.special import sici
 
 from hbm.exact.quadrature import log_density_of
-from hbm.priors import Beta, Fixed, Prior
+from hbm.priors import Fixed, Prior
 
 #: How far a log density has to fall before it is cut off.
 DROP = 20.0
+
+#: Where a coordinate ends: the size is e^100 times its unit.
+CEILING = 100.0
 
 #: Points for each node where a density is interpolated.
 _FINE = 20
@@ -31,8 +34,6 @@ class Axis:
     unit, reach : float
         Finest and largest size that the data can tell.
     """
-
-    floor, ceiling, even = 0.0, 100.0, True
 
     def __init__(self, name: str, prior: Prior, unit: float = 1.0, reach: float = 1.0):
         self.name, self.prior, self.unit = name, prior, unit
@@ -65,10 +66,10 @@ class Axis:
         y = np.linspace(self.low, self.high, len(profile))
         inside = np.flatnonzero(profile > profile.max() - DROP)
         first, last, wide = inside[0], inside[-1], (y[-1] - y[0]) / 2
-        below = first == 0 and self.low > self.floor
-        above = last == len(y) - 1 and self.high < self.ceiling
-        self.low = max(self.low - wide, self.floor) if below else y[max(first - 1, 0)]
-        self.high = min(self.high + wide, self.ceiling) if above else y[min(last + 1, len(y) - 1)]
+        below = first == 0 and self.low > 0.0
+        above = last == len(y) - 1 and self.high < CEILING
+        self.low = max(self.low - wide, 0.0) if below else y[max(first - 1, 0)]
+        self.high = min(self.high + wide, CEILING) if above else y[min(last + 1, len(y) - 1)]
         return bool(last - first > len(y) // 2 and not below and not above)
 
     def even_part(self, y: np.ndarray) -> np.ndarray:
@@ -82,16 +83,11 @@ class Axis:
         y, step = self._places(share)
         fine = np.linspace(self.low, self.high, _FINE * (len(share) - 1) + 1)
         density = np.sinc((fine[:, None] - y) / step) @ share
-        if self.folded:
+        if self.low == 0:  # beyond 0 is its mirror image
             density += np.sinc((fine[:, None] + y) / step) @ share
         x = self.value(fine)
         mean = simpson(x * density, x=fine) / step
         return mean, np.sqrt(simpson(np.square(x - mean) * density, x=fine) / step)
-
-    @property
-    def folded(self) -> bool:
-        """Whether the axis ends at 0, beyond which the density is its mirror image."""
-        return self.even and self.low == 0
 
     def _places(self, share: np.ndarray) -> tuple[np.ndarray, float]:
         y = np.linspace(self.low, self.high, len(share))
@@ -106,7 +102,7 @@ class Axis:
             return float(x >= self.prior.value)
         (y, step), at = self._places(share), self.coordinate(x)
         below = share @ _sinc_cdf((at - y) / step)
-        if self.folded:
+        if self.low == 0:
             below += share @ _sinc_cdf((at + y) / step) - share.sum()
         return float(np.clip(below, 0, 1))
 
@@ -119,29 +115,6 @@ class Axis:
             return self.cdf(share, self.value(y)) - probability
 
         return float(self.value(brentq(excess, self.low, self.high, xtol=1e-12)))
-
-
-class ShareAxis(Axis):
-    """A parameter between 0 and 1, by the normal quantile of its prior probability."""
-
-    floor, ceiling, even = -8.0, 8.0, False
-
-    def __init__(self, name: str, prior: Beta | Fixed):
-        super().__init__(name, prior)
-        self.low, self.high = -6.0, 6.0
-
-    def value(self, y):
-        return betaincinv(self.prior.alpha, self.prior.beta, ndtr(y))
-
-    def coordinate(self, value):
-        below = betainc(self.prior.alpha, self.prior.beta, np.clip(value, 0, 1))
-        return np.clip(ndtri(below), self.floor, self.ceiling)
-
-    def even_part(self, y: np.ndarray) -> np.ndarray:
-        return y
-
-    def log_density(self, y: np.ndarray) -> np.ndarray:
-        return -0.5 * (np.square(y) + np.log(2 * np.pi))
 
 
 def _sinc_cdf(x: np.ndarray) -> np.ndarray:

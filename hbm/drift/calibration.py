@@ -46,7 +46,7 @@ def run_drift_sbc(
         ``creator_id, genre_idx, period, se``: the same in each replication.
     n_replications : int
     process : RandomWalk or AutoRegression
-        What is fixed of it is not ranked.
+        A fixed size is not ranked.
     priors : Priors
         All three with a density.
     fault : callable, optional
@@ -72,7 +72,7 @@ def run_drift_sbc(
 
 def _replication(rng, *, design, process, priors, fault, draws):
     own = {name: getattr(priors, name) for name in ("mu_global", "sigma_genre", "sigma_creator")}
-    own |= {name: getattr(process, name) for name in process.names}
+    own[process.name] = process.prior
     hyper = {
         name: prior.value if isinstance(prior, Fixed) else prior.scipy().rvs(random_state=rng)
         for name, prior in own.items()
@@ -106,8 +106,8 @@ def _truth(rng, design: pd.DataFrame, process: Process, hyper: dict[str, float])
     """Draw the paths of the genres, (genre, period) with one period more, and the effects."""
     idx, when = design["genre_idx"].to_numpy(), design["period"].to_numpy()
     n_genres, n_periods = idx.max() + 1, np.ptp(when) + 2
-    parameters = np.array([[hyper[name] for name in process.names]])
-    away = simulate(process, parameters, np.ones(n_periods, int), n_genres, rng)[0]
+    size = np.array([[hyper[process.name]]])
+    away = simulate(process, size, np.ones(n_periods, int), n_genres, rng)[0]
     level = rng.normal(hyper["mu_global"], hyper["sigma_genre"], n_genres)
     paths = (level + away).T
     return paths, rng.normal(paths[idx, when - when.min()], hyper["sigma_creator"])

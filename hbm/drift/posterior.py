@@ -2,8 +2,7 @@
 
 Given the spread of the creators and the process, the periods of every genre boil down to an
 estimate of its level (`hbm.drift.process.levels`), and from there on the model is the static one,
-which is normal given sigma_genre. So the whole posterior is an integral over three or four
-numbers. Each is written as a coordinate in which any density dies away at both ends, and there
+which is normal given sigma_genre. So the whole posterior is an integral over three numbers. Each is written as a coordinate in which any density dies away at both ends, and there
 the trapezoidal rule converges exponentially (Trefethen & Weideman 2014, SIAM Review 56, 385-458).
 """
 
@@ -18,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import logsumexp
 
-from hbm.drift.axes import Axis, ShareAxis
+from hbm.drift.axes import Axis
 from hbm.drift.process import Process, levels, smooth
 from hbm.exact.likelihood import Likelihood, Sums
 from hbm.exact.rule import _Gauss, _without_the_negligible
@@ -38,7 +37,7 @@ MAX_CHANGE = 1e-3
 #: Nodes of the Gauss rule over which effects are averaged, by axis: of up to `FEW` creators, who
 #: leave much unknown, and of more. Probabilities and standard deviations of effects are good to
 #: 5e-5 with these.
-FEW, ORDERS, ORDERS_OF_FEW = 100, (8, 14, 10, 12), (16, 16, 10, 16)
+FEW, ORDERS, ORDERS_OF_FEW = 100, (8, 14, 12), (16, 16, 16)
 
 _BLOCK = 40_000
 
@@ -112,8 +111,8 @@ class DriftLikelihood(Likelihood):
 
         Parameters
         ----------
-        rows : ndarray, shape (row, 1 + parameter)
-            sigma_creator, and the parameters of the process.
+        rows : ndarray, shape (row, 2)
+            sigma_creator, and the size of the motion.
         """
         gaps, weight, effect, residual = self.panel(rows[:, 0], self.periods, self.data.n_genres)
         parts, step = [], max(1, _BLOCK // self.data.n_genres)
@@ -131,7 +130,7 @@ class DriftLikelihood(Likelihood):
         Parameters
         ----------
         values : ndarray, shape (draw, axis)
-            sigma_creator, the parameters of the process, and sigma_genre.
+            sigma_creator, the size of the motion, and sigma_genre.
         """
         sums = self.sums(values[:, :-1])
         return self.given(sums, values[:, -1:])[0][:, 0]
@@ -201,7 +200,7 @@ class DriftPosterior:
     ----------
     likelihood : DriftLikelihood
     axes : list of Axis
-        Of sigma_creator, of the parameters of the process, and of sigma_genre.
+        Of sigma_creator, of the size of the motion, and of sigma_genre.
     grid : Grid
     log_evidence : float
         Log marginal density of the estimates.
@@ -234,8 +233,7 @@ class DriftPosterior:
     def rule(self) -> Rule:
         """The nodes over which effects are averaged."""
         few = len(self.likelihood.effect) <= FEW
-        *first, last = ORDERS_OF_FEW if few else ORDERS
-        return self.reduced((*first[: len(self.axes) - 1], last))
+        return self.reduced(ORDERS_OF_FEW if few else ORDERS)
 
     @property
     def weight(self) -> np.ndarray:
@@ -314,9 +312,9 @@ class DriftPosterior:
                 values.append(np.full(len(node), float(axis.prior.value)))
                 continue
             at = y[place] + (y[1] - y[0]) * rng.uniform(-0.5, 0.5, len(node))
-            if axis.even:  # half of the cell of a node at 0 is folded back
-                log_ratio -= np.where(y[place] == 0, np.log(2), 0.0)
-                at = np.abs(at)
+            # Half of the cell of a node at 0 is folded back.
+            log_ratio -= np.where(y[place] == 0, np.log(2), 0.0)
+            at = np.abs(at)
             values.append(axis.value(at))
             log_ratio += axis.log_density(at)
         values = np.column_stack(values)
@@ -363,12 +361,10 @@ def integrate(likelihood: DriftLikelihood, priors: Priors) -> DriftPosterior:
 def _axes(likelihood: DriftLikelihood, priors: Priors) -> list[Axis]:
     process, reach, data = likelihood.process, likelihood.reach, likelihood.data
     finest = 1 / np.sqrt(data.by_genre(1 / np.square(data.se)).max())
-    first, *rest = process.names
     step = finest / np.sqrt(np.ptp(likelihood.periods) + 1)
     return [
         Axis("sigma_creator", priors.sigma_creator, data.se.min(), reach),
-        Axis(first, getattr(process, first), step, reach),
-        *(ShareAxis(name, getattr(process, name)) for name in rest),
+        Axis(process.name, process.prior, step, reach),
         Axis("sigma_genre", priors.sigma_genre, finest, reach),
     ]
 

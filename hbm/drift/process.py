@@ -18,7 +18,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from hbm.priors import Beta, Fixed, HalfNormal, Normal, Prior
+from hbm.priors import Fixed, HalfNormal, Normal, Prior
 
 
 @dataclass(frozen=True)
@@ -34,25 +34,23 @@ class RandomWalk:
     """
 
     sigma_step: Prior = field(default_factory=lambda: HalfNormal(0.2))
-    names: ClassVar = ("sigma_step",)
+    name: ClassVar = "sigma_step"
 
     def __post_init__(self) -> None:
-        _require_positive("sigma_step", self.sigma_step)
+        _require_positive(self.name, self.prior)
 
-    def start(self, parameters: np.ndarray) -> np.ndarray:
-        """Return the variance in the first period, shape (row, 1)."""
-        return np.zeros((len(parameters), 1))
+    @property
+    def prior(self) -> Prior:
+        """The prior of the size of the motion, which `name` names."""
+        return self.sigma_step
 
-    def step(self, parameters: np.ndarray, gap: int) -> tuple[np.ndarray | float, np.ndarray]:
-        """Return slope and variance of the step over `gap` periods, shape (row, 1).
+    def start(self, sigma: np.ndarray) -> np.ndarray:
+        """Return the variance in the first period, given the size, shape (row, 1)."""
+        return np.zeros_like(sigma)
 
-        Parameters
-        ----------
-        parameters : ndarray, shape (row, parameter)
-            In the order of `names`.
-        gap : int
-        """
-        return 1.0, gap * np.square(parameters[:, :1])
+    def step(self, sigma: np.ndarray, gap: int) -> tuple[float, np.ndarray]:
+        """Return slope and variance of the step over `gap` periods."""
+        return 1.0, gap * np.square(sigma)
 
 
 @dataclass(frozen=True)
@@ -64,30 +62,35 @@ class AutoRegression:
 
     Attributes
     ----------
+    rho : float
+        Correlation from one period to the next, at least 0 and below 1. It is given, not learned:
+        compare several by their log evidence.
     sigma_drift : Prior
         Standard deviation around the level, in the unit of the effects.
-    rho : Beta or Fixed
-        Correlation from one period to the next.
     """
 
+    rho: float = 0.8
     sigma_drift: Prior = field(default_factory=lambda: HalfNormal(0.3))
-    rho: Prior = field(default_factory=Beta)
-    names: ClassVar = ("sigma_drift", "rho")
+    name: ClassVar = "sigma_drift"
 
     def __post_init__(self) -> None:
-        _require_positive("sigma_drift", self.sigma_drift)
-        known = isinstance(self.rho, Beta)
-        if not known and not (isinstance(self.rho, Fixed) and self.rho.value < 1):
-            raise TypeError(f"rho needs a Beta prior or a Fixed value below 1, got {self.rho!r}")
+        _require_positive(self.name, self.prior)
+        if not 0 <= self.rho < 1:
+            raise ValueError(f"rho must be at least 0 and below 1, got {self.rho!r}")
 
-    def start(self, parameters: np.ndarray) -> np.ndarray:
-        """Return the variance in the first period, shape (row, 1)."""
-        return np.square(parameters[:, :1])
+    @property
+    def prior(self) -> Prior:
+        """The prior of the size of the motion, which `name` names."""
+        return self.sigma_drift
 
-    def step(self, parameters: np.ndarray, gap: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return slope and variance of the step over `gap` periods, shape (row, 1)."""
-        slope = parameters[:, 1:] ** gap
-        return slope, np.square(parameters[:, :1]) * np.maximum(1 - slope**2, 0.0)
+    def start(self, sigma: np.ndarray) -> np.ndarray:
+        """Return the variance in the first period, given the size, shape (row, 1)."""
+        return np.square(sigma)
+
+    def step(self, sigma: np.ndarray, gap: int) -> tuple[float, np.ndarray]:
+        """Return slope and variance of the step over `gap` periods."""
+        slope = self.rho**gap
+        return slope, np.square(sigma) * (1 - slope) * (1 + slope)
 
 
 def _require_positive(name: str, prior: Prior) -> None:
@@ -124,13 +127,14 @@ class Away(NamedTuple):
     var: np.ndarray
 
 
-def levels(process: Process, parameters: np.ndarray, gaps: Sequence[int], weight, effect) -> Levels:
+def levels(process: Process, sigma: np.ndarray, gaps: Sequence[int], weight, effect) -> Levels:
     """Reduce the periods of each genre to an estimate of its level, by a pass forward.
 
     Parameters
     ----------
     process : Process
-    parameters : ndarray, shape (row, parameter)
+    sigma : ndarray, shape (row, 1)
+        Sizes of the motion.
     gaps : sequence of int
         Periods since the period before; the first is not used.
     weight, effect : callable
@@ -138,11 +142,11 @@ def levels(process: Process, parameters: np.ndarray, gaps: Sequence[int], weight
         data, and the mean estimate, shapes (row, genre).
     """
     mean = ones = 0.0
-    var = process.start(parameters)
+    var = process.start(sigma)
     total = xy = yy = log_weight = 0.0
     for t, gap in enumerate(gaps):
         if t:
-            slope, noise = process.step(parameters, gap)
+            slope, noise = process.step(sigma, gap)
             mean, ones, var = slope * mean, slope * ones, slope**2 * var + noise
         w, y = weight(t), effect(t)
         growth = 1 + var * w
@@ -160,7 +164,7 @@ def levels(process: Process, parameters: np.ndarray, gaps: Sequence[int], weight
     return Levels(estimate, total, residual)
 
 
-def smooth(process: Process, parameters: np.ndarray, gaps: Sequence[int], weight, effect) -> Away:
+def smooth(process: Process, sigma: np.ndarray, gaps: Sequence[int], weight, effect) -> Away:
     """Return where the genres are in every period, given all periods, by a pass back.
 
     Parameters are those of `levels`. The pass back divides by no variance (de Jong 1989, Journal
@@ -168,9 +172,9 @@ def smooth(process: Process, parameters: np.ndarray, gaps: Sequence[int], weight
     """
     seen = []
     mean = ones = np.zeros_like(effect(0))
-    var = np.broadcast_to(process.start(parameters), mean.shape)
+    var = np.broadcast_to(process.start(sigma), mean.shape)
     for t, gap in enumerate(gaps):
-        slope, noise = process.step(parameters, gap) if t else (1.0, 0.0)
+        slope, noise = process.step(sigma, gap) if t else (1.0, 0.0)
         mean, ones, var = slope * mean, slope * ones, slope**2 * var + noise
         w = weight(t)
         growth = 1 + var * w
@@ -196,16 +200,16 @@ def smooth(process: Process, parameters: np.ndarray, gaps: Sequence[int], weight
 
 def simulate(
     process: Process,
-    parameters: np.ndarray,
+    sigma: np.ndarray,
     gaps: Sequence[int],
     n_genres: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
     """Draw how far the genres are away from their levels, shape (row, period, genre)."""
-    paths = np.empty((len(parameters), len(gaps), n_genres))
+    paths = np.empty((len(sigma), len(gaps), n_genres))
     shape = paths[:, 0].shape
-    paths[:, 0] = rng.normal(0.0, np.sqrt(process.start(parameters)), shape)
+    paths[:, 0] = rng.normal(0.0, np.sqrt(process.start(sigma)), shape)
     for t, gap in enumerate(gaps[1:], 1):
-        slope, noise = process.step(parameters, gap)
+        slope, noise = process.step(sigma, gap)
         paths[:, t] = rng.normal(slope * paths[:, t - 1], np.sqrt(noise), shape)
     return paths

@@ -40,8 +40,8 @@ def _walk(rng, n_periods, n_genres, size):
 
 
 def _autoregression(rng, n_periods, n_genres, size):
-    parameters = np.array([[size, 0.8]])
-    return simulate(AutoRegression(), parameters, np.ones(n_periods, int), n_genres, rng)[0]
+    process = AutoRegression(rho=0.8)
+    return simulate(process, np.array([[size]]), np.ones(n_periods, int), n_genres, rng)[0]
 
 
 def _season(rng, n_periods, n_genres, size):

@@ -30,7 +30,6 @@ _LINES = {
     "tau_largest": ("effect, largest creator", look.VERMILLION, (0, (5, 1.5)), 1.0),
     "sigma_step": ("sd of a month's step", look.RED, "-", 1.0),
     "sigma_drift": ("sd of the drift", look.RED, "-", 1.0),
-    "rho": ("correlation of months", look.SOFT, "-", 1.0),
     "mu_first": ("a genre, first month", look.BLUE, (0, (5, 1.5)), 1.0),
     "mu_last": ("a genre, last month", look.PURPLE, (0, (5, 1.5)), 1.0),
     "mu_next": ("a genre, next month", look.GREEN, (0, (5, 1.5)), 1.0),
