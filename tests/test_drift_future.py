@@ -21,7 +21,9 @@ def platform():
 
 @pytest.fixture(scope="module", params=["random walk", "static", "autoregression"])
 def process(request):
-    return {"random walk": RandomWalk(), "static": STATIC, "autoregression": AutoRegression()}[request.param]
+    return {"random walk": RandomWalk(), "static": STATIC, "autoregression": AutoRegression()}[
+        request.param
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ def plot_paths(
         rows,
         cols,
         figsize=figsize,
-        taller=0.35 + 0.5 * rows,
+        taller=0.45 + 0.6 * rows,
         sharex=True,
         sharey=True,
         squeeze=False,
