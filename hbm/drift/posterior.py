@@ -2,8 +2,9 @@
 
 Given the spread of the creators and the process, the periods of every genre boil down to an
 estimate of its level (`hbm.drift.process.levels`), and from there on the model is the static one,
-which is normal given sigma_genre. So the whole posterior is an integral over three numbers. Each is written as a coordinate in which any density dies away at both ends, and there
-the trapezoidal rule converges exponentially (Trefethen & Weideman 2014, SIAM Review 56, 385-458).
+which is normal given sigma_genre. So the whole posterior is an integral over three numbers. Each
+is written as a coordinate in which any density dies away at both ends, and there the trapezoidal
+rule converges exponentially (Trefethen & Weideman 2014, SIAM Review 56, 385-458).
 """
 
 from __future__ import annotations
