@@ -44,13 +44,13 @@ def plot_paths(
         Name of the periods, for the axis.
     """
     genres = list(dict.fromkeys(paths["genre"]))
-    cols = min(3, len(genres))
+    cols = min(2, len(genres))
     rows = -(-len(genres) // cols)
     fig, axes = look.subplots(
         rows,
         cols,
         figsize=figsize,
-        taller=0.45 + 0.6 * rows,
+        taller=0.3 + 0.45 * rows,
         sharex=True,
         sharey=True,
         squeeze=False,
