@@ -18,7 +18,7 @@ from hbm.exact import predict_effects
 from hbm.exact.draws import extract_hyper_estimates, hyper_cdf
 from hbm.gaussian import mixture_moments
 from hbm.model import fit_hierarchical_model
-from hbm.priors import Fixed, HalfCauchy, HalfNormal, Normal, Priors
+from hbm.priors import Fixed, Gamma, HalfCauchy, HalfNormal, Normal, Priors
 
 PROMISED = MAX_QUADRATURE_ERROR
 
@@ -527,8 +527,11 @@ def test_other_mistakes_are_refused(platform):
     for rho in (1, -0.1, np.nan):
         with pytest.raises(ValueError, match="rho must be at least 0 and below 1"):
             AutoRegression(rho)
-    with pytest.raises(TypeError, match="sigma_step needs a prior on positive values"):
-        RandomWalk(Normal())
+    for prior in (Normal(), Gamma()):
+        with pytest.raises(TypeError, match="sigma_step needs a HalfNormal, HalfCauchy or Fixed"):
+            fit_drift_model(platform, process=RandomWalk(prior))
+    with pytest.raises(TypeError, match="sigma_genre needs a HalfNormal, HalfCauchy or Fixed"):
+        fit_drift_model(platform, priors=Priors(sigma_genre=Gamma()))
     fit = fit_drift_model(platform)
     with pytest.raises(KeyError, match=r"unknown genres.*opera"):
         fit.predict(["opera"], [9])

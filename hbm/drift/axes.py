@@ -8,7 +8,7 @@ from scipy.optimize import brentq
 from scipy.special import sici
 
 from hbm.exact.quadrature import log_density_of
-from hbm.priors import Fixed, Prior
+from hbm.priors import Fixed, HalfCauchy, HalfNormal, Prior
 
 #: How far a log density has to fall before it is cut off.
 DROP = 20.0
@@ -24,8 +24,8 @@ class Axis:
     """A standard deviation as unit · sinh(y), y >= 0: linear near 0, logarithmic far from it.
 
     Everything depends on the square of a standard deviation, so the density is an even function
-    of y, and the end of the trapezoidal rule at 0 is no end. It needs a prior that is even, or
-    dies away at 0. A value that is known is one node.
+    of y if the prior is, and the end of the trapezoidal rule at 0 is no end. A value that is known
+    is one node.
 
     Parameters
     ----------
@@ -33,9 +33,16 @@ class Axis:
     prior : Prior
     unit, reach : float
         Finest and largest size that the data can tell.
+
+    Raises
+    ------
+    TypeError
+        If the prior is not one of those whose density is even.
     """
 
     def __init__(self, name: str, prior: Prior, unit: float = 1.0, reach: float = 1.0):
+        if not isinstance(prior, HalfNormal | HalfCauchy | Fixed):
+            raise TypeError(f"{name} needs a HalfNormal, HalfCauchy or Fixed prior, got {prior!r}")
         self.name, self.prior, self.unit = name, prior, unit
         self.free = not isinstance(prior, Fixed)
         self.low, self.high = 0.0, 1 + np.arcsinh(max(reach / unit, 1))

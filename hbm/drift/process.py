@@ -18,7 +18,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from hbm.priors import Fixed, HalfNormal, Normal, Prior
+from hbm.priors import Fixed, HalfNormal, Prior
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,12 @@ class RandomWalk:
 
     Attributes
     ----------
-    sigma_step : Prior
+    sigma_step : HalfNormal, HalfCauchy or Fixed
         In the unit of the effects; ``Fixed(0)`` is the static model.
     """
 
     sigma_step: Prior = field(default_factory=lambda: HalfNormal(0.2))
     name: ClassVar = "sigma_step"
-
-    def __post_init__(self) -> None:
-        _require_positive(self.name, self.prior)
 
     @property
     def prior(self) -> Prior:
@@ -65,7 +62,7 @@ class AutoRegression:
     rho : float
         Correlation from one period to the next, at least 0 and below 1. It is given, not learned:
         compare several by their log evidence.
-    sigma_drift : Prior
+    sigma_drift : HalfNormal, HalfCauchy or Fixed
         Standard deviation around the level, in the unit of the effects.
     """
 
@@ -74,7 +71,6 @@ class AutoRegression:
     name: ClassVar = "sigma_drift"
 
     def __post_init__(self) -> None:
-        _require_positive(self.name, self.prior)
         if not 0 <= self.rho < 1:
             raise ValueError(f"rho must be at least 0 and below 1, got {self.rho!r}")
 
@@ -91,11 +87,6 @@ class AutoRegression:
         """Return slope and variance of the step over `gap` periods."""
         slope = self.rho**gap
         return slope, np.square(sigma) * (1 - slope) * (1 + slope)
-
-
-def _require_positive(name: str, prior: Prior) -> None:
-    if not isinstance(prior, Prior) or isinstance(prior, Normal):
-        raise TypeError(f"{name} needs a prior on positive values, got {prior!r}")
 
 
 #: Any process of a genre's effect in time.
