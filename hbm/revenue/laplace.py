@@ -1,0 +1,183 @@
+"""One part of the model by normal approximations and the exact engine, without sampling.
+
+At the current best guess each arm's likelihood is replaced by the normal that touches it there.
+Then a creator's level, with its effect integrated out, is a normal estimate with a standard
+error, and so is its effect: each is what `hbm.exact` takes. Its answers move the guess, and the
+two steps are repeated until nothing moves (Breslow & Clayton 1993, with all uncertainty of the
+hyperparameters kept; Rue, Martino & Chopin 2009 is the general form).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from hbm.estimates import mixture
+from hbm.exact import draw_effects
+from hbm.gaussian import mixture_moments
+from hbm.model import fit_hierarchical_model
+from hbm.priors import Priors
+from hbm.revenue.families import Family
+from hbm.revenue.simulate import ARMS
+
+#: The guess is settled when no arm moves by more, in its posterior standard deviations.
+TOLERANCE = 1e-3
+
+MAX_ROUNDS = 60
+
+#: Creators without any information count as known this badly, on the scale of logarithms.
+_NOTHING = 100.0
+
+
+class _Centers(NamedTuple):
+    """What a creator's value is drawn from: means (…, creator) and variances (…, 1)."""
+
+    mean: np.ndarray
+    var: np.ndarray
+
+
+class Approximation(NamedTuple):
+    """A settled normal approximation.
+
+    Attributes
+    ----------
+    fits : dict of str to DataTree
+        The exact fits of ``level`` and ``effect``; their data are what each creator says of its
+        own value once the other is integrated out.
+    weight, shifted : ndarray, shape (creator, arm)
+        Precision of each arm's normal, and precision times its center.
+    spread : float
+        The family's spread, estimated.
+    rounds : int
+        How many it took.
+    """
+
+    fits: dict[str, xr.DataTree]
+    weight: np.ndarray
+    shifted: np.ndarray
+    spread: float
+    rounds: int
+
+
+def approximate(
+    family: Family, genre_idx: np.ndarray, priors: dict[str, Priors], tolerance: float = TOLERANCE
+) -> Approximation:
+    """Repeat approximation and exact fits until nothing moves.
+
+    Parameters
+    ----------
+    family : Family
+    genre_idx : ndarray, shape (creator,)
+    priors : dict
+        Of ``level`` and ``effect``.
+    tolerance : float
+        As `TOLERANCE`.
+
+    Raises
+    ------
+    RuntimeError
+        If the guess has not settled after `MAX_ROUNDS` rounds.
+    """
+    eta = family.start()
+    level = _Centers(np.full(len(eta), eta.mean()), np.array([1.0]))
+    effect = _Centers(np.zeros(len(eta)), np.array([0.1]))
+    for rounds in range(1, MAX_ROUNDS + 1):
+        spread = family.plug_in(eta)
+        gradient, weight = family.curvature(eta, spread)
+        shifted = weight * eta + gradient
+        fits = {
+            "level": _fit(weight, shifted, np.ones(2), ARMS, effect, genre_idx, priors["level"]),
+            "effect": _fit(weight, shifted, ARMS, np.ones(2), level, genre_idx, priors["effect"]),
+        }
+        level, effect = (_plug_in(fits[name], genre_idx) for name in ("level", "effect"))
+        mean, var, cov = _creators(weight, shifted, level, effect)
+        new = mean[0][:, None] + ARMS * mean[1][:, None]
+        sd = np.sqrt(var[0][:, None] + ARMS**2 * var[1][:, None] + 2 * ARMS * cov[:, None])
+        # A step too far is a step into the flat part of an exponential.
+        step = np.clip(new - eta, -2, 2)
+        eta = eta + step
+        if np.abs(step / sd).max() < tolerance:
+            return Approximation(fits, weight, shifted, spread, rounds)
+    raise RuntimeError(f"the normal approximation has not settled after {MAX_ROUNDS} rounds")
+
+
+def draw_approximation(
+    family: Family, found: Approximation, genre_idx: np.ndarray, n: int, random_seed: int
+) -> dict[str, np.ndarray]:
+    """Draw independently: the hyperparameters exactly, then each creator given them.
+
+    Parameters
+    ----------
+    family : Family
+    found : Approximation
+    genre_idx : ndarray, shape (creator,)
+    n : int
+        Number of draws.
+    random_seed : int
+
+    Returns
+    -------
+    dict of str to ndarray
+        Draws first; named as `hbm.revenue.model.fit_part` says.
+    """
+    rng = np.random.default_rng(random_seed)
+    posterior, centers = {}, []
+    for name, fit in found.fits.items():
+        seed = int(rng.integers(2**31))
+        drawn = draw_effects(fit, [0], draws=n, chains=1, random_seed=seed)
+        for key in ("mu_global", "sigma_genre", "sigma_creator", "mu_genre"):
+            posterior[f"{name}_{key}"] = drawn[key].values[0]
+        sigma = drawn["sigma_creator"].values[0][:, None]
+        centers.append(_Centers(drawn["mu_genre"].values[0][:, genre_idx], np.square(sigma)))
+    mean, var, cov = _creators(found.weight, found.shifted, *centers)
+    noise = rng.standard_normal((2, *mean[0].shape))
+    first = np.sqrt(var[0])
+    posterior["level"] = mean[0] + first * noise[0]
+    rest = np.sqrt(np.maximum(var[1] - np.square(cov / first), 0.0))
+    posterior["effect"] = mean[1] + cov / first * noise[0] + rest * noise[1]
+    if family.has_spread:
+        posterior["spread"] = family.draw_spread(rng, found.spread, n)
+    return posterior
+
+
+def _fit(weight, shifted, own, other, centers: _Centers, genre_idx, priors: Priors) -> xr.DataTree:
+    """Fit one hierarchy to what the arms say of it, the other value integrated out.
+
+    The arms are own x value + other x (other value) + Normal(0, 1 / weight).
+    """
+    cross = (weight * own * other).sum(axis=1)
+    precision = (weight * other**2).sum(axis=1) + 1 / centers.var
+    sum_other = (shifted * other).sum(axis=1) + centers.mean / centers.var
+    known = (weight * own**2).sum(axis=1) - cross**2 / precision
+    value = (shifted * own).sum(axis=1) - cross * sum_other / precision
+    se = 1 / np.sqrt(np.maximum(known, _NOTHING**-2))
+    summaries = pd.DataFrame(
+        {
+            "creator_id": np.arange(len(se)),
+            "genre_idx": genre_idx,
+            "effect_hat": value * np.square(se),
+            "se": se,
+        }
+    )
+    return fit_hierarchical_model(summaries, engine="exact", priors=priors, draws=0)
+
+
+def _plug_in(fit: xr.DataTree, genre_idx: np.ndarray) -> _Centers:
+    """Return what the fit says of a creator of each genre, before its own data."""
+    genre, sigma, weight = mixture(fit)
+    moments = mixture_moments(genre, weight)
+    return _Centers(moments.mean[genre_idx], moments.var[genre_idx] + weight @ np.square(sigma))
+
+
+def _creators(weight, shifted, level: _Centers, effect: _Centers):
+    """Return means and variances of level and effect, and their covariance, (…, creator)."""
+    a = weight.sum(axis=1) + 1 / level.var
+    b = (weight * ARMS).sum(axis=1)
+    c = (weight * ARMS**2).sum(axis=1) + 1 / effect.var
+    u = shifted.sum(axis=1) + level.mean / level.var
+    v = (shifted * ARMS).sum(axis=1) + effect.mean / effect.var
+    det = a * c - np.square(b)
+    return ((c * u - b * v) / det, (a * v - b * u) / det), (c / det, a / det), -b / det
