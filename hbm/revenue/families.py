@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import special
+from scipy import optimize, special
 
 from hbm.checks import require_columns
 from hbm.data import GROUPS
@@ -215,6 +215,26 @@ class Counts(Family):
     def common(self, spread, xp=NUMPY):
         size = spread**-2.0
         return (self.users * (xp.gammaln(self.value + size) - xp.gammaln(size))).sum()
+
+    def curvature(self, eta, spread):
+        size, rate = spread**-2.0, np.exp(eta)
+        both = self.total + self.n * size
+        share = rate / (rate + size)
+        return self.total - both * share, both * share * (1 - share)
+
+    def plug_in(self, eta):
+        """The spread of maximum likelihood, from the one table."""
+
+        def minus(log_spread: float) -> float:
+            spread = np.exp(log_spread)
+            return -(self.log_likelihood(eta, spread).sum() + self.common(spread))
+
+        found = optimize.minimize_scalar(minus, bounds=(-4.0, 4.0), method="bounded")
+        return float(np.exp(found.x))
+
+    def start(self):
+        overall = self.total.sum() / self.n.sum()
+        return np.log((self.total + overall) / (self.n + 1))
 
 
 #: What payments can be made of.

@@ -24,7 +24,7 @@ from hbm.revenue.families import Family
 from hbm.revenue.simulate import ARMS
 
 #: The guess is settled when no arm moves by more, in its posterior standard deviations.
-TOLERANCE = 1e-3
+TOLERANCE = 0.01
 
 MAX_ROUNDS = 60
 
@@ -93,13 +93,10 @@ def approximate(
             "effect": _fit(weight, shifted, ARMS, np.ones(2), level, genre_idx, priors["effect"]),
         }
         level, effect = (_plug_in(fits[name], genre_idx) for name in ("level", "effect"))
-        mean, var, cov = _creators(weight, shifted, level, effect)
-        new = mean[0][:, None] + ARMS * mean[1][:, None]
-        sd = np.sqrt(var[0][:, None] + ARMS**2 * var[1][:, None] + 2 * ARMS * cov[:, None])
-        # A step too far is a step into the flat part of an exponential.
-        step = np.clip(new - eta, -2, 2)
-        eta = eta + step
-        if np.abs(step / sd).max() < tolerance:
+        new = _mode(family, eta, spread, level, effect)
+        moved = np.abs(new - eta) * np.sqrt(weight + 1 / level.var[:, None])
+        eta = new
+        if moved.max() < tolerance:
             return Approximation(fits, weight, shifted, spread, rounds)
     raise RuntimeError(f"the normal approximation has not settled after {MAX_ROUNDS} rounds")
 
@@ -170,6 +167,19 @@ def _plug_in(fit: xr.DataTree, genre_idx: np.ndarray) -> _Centers:
     genre, sigma, weight = mixture(fit)
     moments = mixture_moments(genre, weight)
     return _Centers(moments.mean[genre_idx], moments.var[genre_idx] + weight @ np.square(sigma))
+
+
+def _mode(family: Family, eta, spread: float, level: _Centers, effect: _Centers) -> np.ndarray:
+    """Return where each creator's posterior is highest given the centers, by Newton's method."""
+    for _ in range(50):
+        gradient, weight = family.curvature(eta, spread)
+        mean, *_ = _creators(weight, weight * eta + gradient, level, effect)
+        # A step too far is a step into the flat part of an exponential.
+        step = np.clip(mean[0][:, None] + ARMS * mean[1][:, None] - eta, -2, 2)
+        eta = eta + step
+        if np.abs(step).max() < 1e-8:
+            break
+    return eta
 
 
 def _creators(weight, shifted, level: _Centers, effect: _Centers):

@@ -10,14 +10,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from hbm.checks import refuse, require_columns
-from hbm.data import GROUPS
-from hbm.model import between_genres, check_sampling, compile_model, sample
+from hbm.model import check_sampling, compile_model, sample
 from hbm.priors import HalfNormal, Normal, Prior, Priors
 from hbm.revenue.families import PAYMENTS, Counts, Family, Payers
 from hbm.revenue.laplace import Approximation, approximate, draw_approximation
@@ -25,8 +25,7 @@ from hbm.revenue.simulate import ARMS
 
 ENGINES = ("nuts", "laplace")
 
-PARAMETERIZATIONS = ("conditional", "centered", "noncentered")
-
+#: The two hierarchies of a part, in the order of the arrays of the PyMC model.
 _HIERARCHIES = ("level", "effect")
 
 _STATS = {
@@ -63,7 +62,7 @@ def fit_revenue_model(
     *,
     payments: str = "lognormal",
     engine: str = "nuts",
-    parameterization: str = "conditional",
+    anchor: float = 1.0,
     priors: PartPriors = PartPriors(),
     draws: int = 1000,
     tune: int = 1000,
@@ -82,10 +81,11 @@ def fit_revenue_model(
     engine : {"nuts", "laplace"}
         ``nuts`` samples every creator's level and effect with PyMC. ``laplace`` replaces the
         likelihood of each arm by a normal and uses the exact engine (`hbm.revenue.laplace`).
-    parameterization : {"conditional", "centered", "noncentered"}
-        Of ``nuts``: levels and effects as themselves (with the genres' means integrated out), as
-        offsets from their genre's mean, or as offsets from where the hyperparameters and a
-        normal approximation of the data put them. All three have the same posterior.
+    anchor : float
+        How ``nuts`` describes the creators: as offsets from where the hyperparameters and a
+        normal estimate of each creator put them, with that estimate's standard error times
+        `anchor`. Towards 0 this becomes the centered, towards infinity the noncentered
+        parameterization; the posterior is the same.
     priors : PartPriors
         Of both parts alike.
     draws, tune, chains, random_seed, target_accept
@@ -107,7 +107,7 @@ def fit_revenue_model(
         raise ValueError(f"unknown payments {payments!r}; known: {', '.join(PAYMENTS)}")
     settings = {
         "engine": engine,
-        "parameterization": parameterization,
+        "anchor": anchor,
         "priors": priors,
         "draws": draws,
         "tune": tune,
@@ -124,26 +124,23 @@ def fit_revenue_model(
     return tree
 
 
-def fit_count_model(table: pd.DataFrame, *, engine: str = "nuts", **settings) -> xr.DataTree:
+def fit_count_model(table: pd.DataFrame, **settings) -> xr.DataTree:
     """Fit the negative binomial model to a count table.
 
     Parameters
     ----------
     table : DataFrame
         From `summarize_counts`.
-    engine : {"nuts"}
     **settings
-        As for `fit_revenue_model`.
+        As for `fit_revenue_model`, but for `payments`.
 
     Returns
     -------
     DataTree
         As `fit_part` returns it.
     """
-    if engine != "nuts":
-        raise ValueError(f'counts need engine="nuts", got {engine!r}')
     creators = table.drop_duplicates("creator_id").sort_values("creator_id")
-    return fit_part(Counts.of(table), creators, engine=engine, **settings)
+    return fit_part(Counts.of(table), creators, **settings)
 
 
 def fit_part(
@@ -151,7 +148,7 @@ def fit_part(
     creators: pd.DataFrame,
     *,
     engine: str = "nuts",
-    parameterization: str = "conditional",
+    anchor: float = 1.0,
     priors: PartPriors = PartPriors(),
     draws: int = 1000,
     tune: int = 1000,
@@ -167,7 +164,7 @@ def fit_part(
         Its statistics, creators in the order of `creators`.
     creators : DataFrame
         ``creator_id, genre_idx`` and, for names, ``genre``.
-    engine, parameterization, priors, draws, tune, chains, random_seed, target_accept
+    engine, anchor, priors, draws, tune, chains, random_seed, target_accept
         As for `fit_revenue_model`.
 
     Returns
@@ -180,9 +177,8 @@ def fit_part(
     """
     if engine not in ENGINES:
         raise ValueError(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
-    if parameterization not in PARAMETERIZATIONS:
-        known = ", ".join(PARAMETERIZATIONS)
-        raise ValueError(f"unknown parameterization {parameterization!r}; known: {known}")
+    if not anchor > 0:
+        raise ValueError(f"anchor must be greater than 0, got {anchor}")
     check_sampling(len(creators), draws, tune, chains, target_accept)
     require_columns(creators, ("creator_id", "genre_idx"), "arms")
     refuse(creators, creators["creator_id"].duplicated(), "creator_id", "must be unique", "arms")
@@ -202,17 +198,16 @@ def fit_part(
         groups["quadrature"] = xr.Dataset()
         attrs = {"rounds": found.rounds, "quadrature_errors": _errors(found)}
     else:
-        compiled = _compiled(type(family), _shapes(family), len(genres), parameterization, priors)
-        compiled = compiled.with_data(genre_idx=genre_idx, **family.arrays())
-        if parameterization == "conditional":
-            compiled = compiled.with_data(**_anchors(approximate(family, genre_idx, of, 0.1)))
+        anchors = _anchors(approximate(family, genre_idx, of, 0.1), anchor)
+        compiled = _compiled(type(family), _shapes(family), len(genres), priors)
+        compiled = compiled.with_data(**anchors._asdict(), **family.arrays())
         sampled = sample(compiled, tune=tune, target_accept=target_accept, **how)
-        posterior = _named(sampled["posterior"].dataset, genre_idx, random_seed)
+        posterior = _named(sampled["posterior"].dataset, anchors, priors)
         stats = sampled["sample_stats"]
         groups["sample_stats"] = xr.Dataset(
             {ours: (("chain", "draw"), stats[theirs].values) for theirs, ours in _STATS.items()}
         )
-        attrs = {"parameterization": parameterization}
+        attrs = {"anchor": anchor}
     last = {"level": ("creator",), "effect": ("creator",)}
     last |= {f"{name}_mu_genre": ("genre",) for name in last}
     variables = {
@@ -233,13 +228,23 @@ def _errors(found: Approximation) -> dict[str, float]:
     }
 
 
-def _anchors(found: Approximation) -> dict[str, np.ndarray]:
-    """Return what each creator says of its level and effect, as data of the PyMC model."""
-    return {
-        f"{name}::{key}": fit[group][key].values
-        for name, fit in found.fits.items()
+class _Anchors(NamedTuple):
+    """Normal estimates of level and effect: `estimate, variance` (2, creator), `member` (creator,
+    genre), which is 1 where a creator is of a genre."""
+
+    estimate: Any
+    variance: Any
+    member: Any
+
+
+def _anchors(found: Approximation, scale: float) -> _Anchors:
+    fits = [found.fits[name] for name in _HIERARCHIES]
+    estimate, se = (
+        np.array([fit[group][key].values for fit in fits])
         for group, key in (("observed_data", "effect_hat"), ("constant_data", "se"))
-    }
+    )
+    genre_idx = fits[0]["constant_data"]["genre_idx"].values
+    return _Anchors(estimate, np.square(se * scale), np.eye(genre_idx.max() + 1)[genre_idx])
 
 
 def _shapes(family: Family) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -247,126 +252,95 @@ def _shapes(family: Family) -> tuple[tuple[str, tuple[int, ...]], ...]:
 
 
 @lru_cache(maxsize=8)
-def _compiled(family: type[Family], shapes, n_genres: int, parameterization: str, priors):
+def _compiled(family: type[Family], shapes, n_genres: int, priors: PartPriors):
     """Compile the model of a family once in a process for all data of one shape."""
     import pymc as pm
     import pytensor.tensor as pt
 
     n_creators = dict(shapes)["n"][0]
+    member = np.eye(n_genres)[np.arange(n_creators) * n_genres // n_creators]
+    start = _Anchors(np.zeros((2, n_creators)), np.ones((2, n_creators)), member)
     with pm.Model() as model:
-        genre_idx = pm.Data("genre_idx", np.arange(n_creators) * n_genres // n_creators)
         statistics = family(**{name: pm.Data(name, np.ones(shape)) for name, shape in shapes})
-        build = {"conditional": _conditional, "centered": _centered, "noncentered": _noncentered}
-        value = {}
-        for name in _HIERARCHIES:
-            with pm.Model(name=name):
-                shape = n_creators, n_genres
-                value[name] = build[parameterization](genre_idx, shape, getattr(priors, name))
+        anchors = _Anchors(*(pm.Data(name, value) for name, value in start._asdict().items()))
+        sigmas = [
+            pt.stack([getattr(getattr(priors, h), name).pymc(f"{h}_{name}") for h in _HIERARCHIES])
+            for name in ("sigma_genre", "sigma_creator")
+        ]
+        shapes = {"mu_global": 2, "mu_genre": (2, n_genres), "creator": (2, n_creators)}
+        offsets = [pm.Normal(f"offset_{name}", shape=shape) for name, shape in shapes.items()]
+        *_, value, log_density = _place(anchors, sigmas, offsets, priors, pt)
+        pm.Potential("log_density", log_density)
         spread = priors.spread.pymc("spread") if family.has_spread else None
-        eta = value["level"][:, None] + ARMS * value["effect"][:, None]
+        eta = value[0][:, None] + ARMS * value[1][:, None]
         total = statistics.log_likelihood(eta, spread, pt).sum() + statistics.common(spread, pt)
         pm.Potential("log_likelihood", total)
     return compile_model(model)
 
 
-def _sum_by_genre(values, genre_idx, n_genres: int):
-    import pytensor.tensor as pt
+def _place(anchors: _Anchors, sigmas, offsets, priors: PartPriors, xp):
+    """Turn standard normal offsets into the platform's, the genres' and the creators' values.
 
-    return pt.zeros(n_genres)[genre_idx].inc(values)
+    Each is its mean plus its standard deviation times its offset, given what stands over it and
+    the anchors, normal estimates of the creators. Under these the offsets would be independent
+    and standard normal, and the hyperparameters would have the density of
+    `hbm.gaussian.log_density`; the last term takes the estimates out again, so that they decide
+    how the posterior is described, and not what it is.
 
+    Parameters
+    ----------
+    anchors : _Anchors
+    sigmas : sequence
+        sigma_genre and sigma_creator, shapes (…, 2).
+    offsets : sequence
+        Of mu_global (…, 2), mu_genre (…, 2, genre) and the creators (…, 2, creator).
+    priors : PartPriors
+    xp : module
+        NumPy, or PyTensor's tensors.
 
-def _sigmas(priors: Priors):
-    return priors.sigma_genre.pymc("sigma_genre"), priors.sigma_creator.pymc("sigma_creator")
-
-
-def _centered(genre_idx, shape: tuple[int, int], priors: Priors):
-    """Values are sampled as themselves, and the genres' means are integrated out."""
-    import pymc as pm
-    import pytensor.tensor as pt
-
-    n_creators, n_genres = shape
-    sigma_genre, sigma = _sigmas(priors)
-    value = pm.Flat("value", shape=n_creators)
-    size = _sum_by_genre(1.0, genre_idx, n_genres)
-    mean = _sum_by_genre(value, genre_idx, n_genres) / size
-    within = pt.sum((value - mean[genre_idx]) ** 2) / sigma**2
-    pm.Potential("within", -0.5 * within - (n_creators - n_genres) * pt.log(sigma))
-    between_genres(mean, size / sigma**2, sigma_genre, priors)
-    return value
-
-
-def _noncentered(genre_idx, shape: tuple[int, int], priors: Priors):
-    """Values are offsets from their genre's mean, and those from the platform's."""
-    import pymc as pm
-
-    n_creators, n_genres = shape
-    sigma_genre, sigma = _sigmas(priors)
-    mu_global = priors.mu_global.pymc("mu_global")
-    offset = pm.Normal("offset_genre", shape=n_genres)
-    mu_genre = pm.Deterministic("mu_genre", mu_global + sigma_genre * offset)
-    offset = pm.Normal("offset", shape=n_creators)
-    return pm.Deterministic("value", mu_genre[genre_idx] + sigma * offset)
-
-
-def _conditional(genre_idx, shape: tuple[int, int], priors: Priors):
-    """Values are offsets from their conditional means, in conditional standard deviations.
-
-    Conditional on the hyperparameters and on a normal estimate with its standard error, under
-    which the offsets would be independent and standard normal, and the hyperparameters would have
-    the density of `hbm.gaussian.log_density`. The potential ``released`` takes the estimates out
-    again: they decide how the posterior is described and not what it is.
+    Returns
+    -------
+    mu_global, mu_genre, value, log_density
+        The last summed over everything but for the offsets' own and the sigmas'.
     """
-    import pymc as pm
-    import pytensor.tensor as pt
-
-    n_creators, n_genres = shape
-    sigma_genre, sigma = _sigmas(priors)
-    estimate = pm.Data("effect_hat", np.zeros(n_creators))
-    variance = pm.Data("se", np.ones(n_creators)) ** 2
+    estimate, variance, member = anchors
+    sigma_genre, sigma = (s[..., None] for s in sigmas)
+    mus = [getattr(priors, name).mu_global for name in _HIERARCHIES]
+    prior_mean, prior_var = np.array([m.mu for m in mus]), np.array([m.sigma**2 for m in mus])
     v = 1 / (sigma**2 + variance)
-    weight = _sum_by_genre(v, genre_idx, n_genres)
-    mean = _sum_by_genre(v * estimate, genre_idx, n_genres) / weight
-    residual = pt.sum(pt.log(v) - v * (estimate - mean[genre_idx]) ** 2) - pt.sum(pt.log(weight))
-    pm.Potential("within", 0.5 * residual)
-    mu_global = between_genres(mean, weight, sigma_genre, priors)
+    weight = v @ member
+    mean = (v * estimate) @ member / weight
+    squares = (xp.log(v) - v * (estimate - mean @ member.T) ** 2).sum() - xp.log(weight).sum()
+    between = 1 / (sigma_genre**2 + 1 / weight)
+    precision = 1 / prior_var + between.sum(axis=-1)
+    center = (prior_mean / prior_var + (between * mean).sum(axis=-1)) / precision
+    squares += (xp.log(between) - between * (mean - center[..., None]) ** 2).sum()
+    squares -= ((center - prior_mean) ** 2 / prior_var).sum() + xp.log(precision).sum()
+    mu_global = center + offsets[0] / xp.sqrt(precision)
     ratio = sigma_genre**2 * weight
-    offset = pm.Normal("offset_genre", shape=n_genres)
-    center = mu_global + (mean - mu_global) * ratio / (1 + ratio)
-    mu_genre = center + sigma_genre / pt.sqrt(1 + ratio) * offset
-    mu_genre = pm.Deterministic("mu_genre", mu_genre)
+    mu_genre = mu_global[..., None] + (mean - mu_global[..., None]) * ratio / (1 + ratio)
+    mu_genre = mu_genre + sigma_genre / xp.sqrt(1 + ratio) * offsets[1]
     pull = variance * v
-    offset = pm.Normal("offset", shape=n_creators)
-    value = estimate + pull * (mu_genre[genre_idx] - estimate) + sigma * pt.sqrt(pull) * offset
-    pm.Potential("released", 0.5 * pt.sum((estimate - value) ** 2 / variance))
-    return pm.Deterministic("value", value)
+    value = estimate + pull * (mu_genre @ member.T - estimate)
+    value = value + sigma * xp.sqrt(pull) * offsets[2]
+    squares += ((estimate - value) ** 2 / variance).sum()
+    return mu_global, mu_genre, value, 0.5 * squares
 
 
-def _named(sampled: xr.Dataset, genre_idx: np.ndarray, random_seed: int) -> dict[str, np.ndarray]:
-    """Return the draws by our names; the genres' means that were integrated out are drawn."""
-    rng = np.random.default_rng([random_seed, 1])
+def _named(sampled: xr.Dataset, anchors: _Anchors, priors: PartPriors) -> dict[str, np.ndarray]:
+    """Return the draws by our names."""
+    sigmas = [
+        np.stack([sampled[f"{name}_{key}"].values for name in _HIERARCHIES], axis=-1)
+        for key in ("sigma_genre", "sigma_creator")
+    ]
+    offsets = [sampled[f"offset_{key}"].values for key in ("mu_global", "mu_genre", "creator")]
+    *placed, _ = _place(anchors, sigmas, offsets, priors, np)
+    keys = ("sigma_genre", "sigma_creator", "mu_global", "mu_genre")
     posterior = {}
-    for name in ("level", "effect"):
-        own = {
-            key: sampled[f"{name}::{key}"].values
-            for key in ("mu_global", "sigma_genre", "sigma_creator", "mu_genre", "value")
-            if f"{name}::{key}" in sampled
-        }
-        posterior[name] = own.pop("value")
-        if "mu_genre" not in own:
-            own["mu_genre"] = _draw_genres(rng, posterior[name], genre_idx, own)
-        posterior |= {f"{name}_{key}": values for key, values in own.items()}
+    for place, name in enumerate(_HIERARCHIES):
+        posterior[name] = placed[2][:, :, place]
+        values = (*(s[..., place] for s in sigmas), placed[0][..., place], placed[1][:, :, place])
+        posterior |= {f"{name}_{key}": value for key, value in zip(keys, values, strict=True)}
     if "spread" in sampled:
         posterior["spread"] = sampled["spread"].values
     return posterior
-
-
-def _draw_genres(rng, value: np.ndarray, genre_idx: np.ndarray, hyper: dict) -> np.ndarray:
-    """Draw the genres' means given their creators' values, shape (chain, draw, genre)."""
-    size = np.bincount(genre_idx)
-    mean = value @ np.eye(len(size))[genre_idx] / size
-    mu, sigma_genre, sigma = (
-        hyper[key][..., None] for key in ("mu_global", "sigma_genre", "sigma_creator")
-    )
-    ratio = np.square(sigma_genre / sigma) * size
-    sd = sigma_genre / np.sqrt(1 + ratio)
-    return rng.normal(mu + (mean - mu) * ratio / (1 + ratio), sd)
