@@ -39,6 +39,9 @@ class Family:
     #: Whether there is a `spread`.
     has_spread = True
 
+    #: Whether the likelihood of an arm is a normal one, so that an approximation has no error.
+    normal = False
+
     def arrays(self) -> dict[str, Any]:
         """Return the statistics by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -106,6 +109,7 @@ class Lognormal(Family):
 
     mean_log: Any
     ss: Any
+    normal = True
 
     @classmethod
     def of(cls, arms: pd.DataFrame) -> Lognormal:

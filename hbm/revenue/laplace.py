@@ -28,6 +28,9 @@ TOLERANCE = 0.01
 
 MAX_ROUNDS = 60
 
+#: Metropolis-Hastings steps of a creator that follow the normal draw.
+_STEPS = 4
+
 #: Creators without any information count as known this badly, on the scale of logarithms.
 _NOTHING = 100.0
 
@@ -129,15 +132,41 @@ def draw_approximation(
             posterior[f"{name}_{key}"] = drawn[key].values[0]
         sigma = drawn["sigma_creator"].values[0][:, None]
         centers.append(_Centers(drawn["mu_genre"].values[0][:, genre_idx], np.square(sigma)))
-    mean, var, cov = _creators(found.weight, found.shifted, *centers)
-    noise = rng.standard_normal((2, *mean[0].shape))
-    first = np.sqrt(var[0])
-    posterior["level"] = mean[0] + first * noise[0]
-    rest = np.sqrt(np.maximum(var[1] - np.square(cov / first), 0.0))
-    posterior["effect"] = mean[1] + cov / first * noise[0] + rest * noise[1]
+    posterior["level"], posterior["effect"] = _draw_creators(rng, family, found, centers)
     if family.has_spread:
         posterior["spread"] = family.draw_spread(rng, found.spread, n)
     return posterior
+
+
+def _draw_creators(rng, family: Family, found: Approximation, centers) -> np.ndarray:
+    """Draw level and effect of each creator given the hyperparameters, (2, draw, creator).
+
+    At first from the normal approximation; where the family is not normal these are proposals,
+    of which Metropolis and Hastings' rule makes draws from what the likelihood itself gives.
+    """
+    mean, var, cov = _creators(found.weight, found.shifted, *centers)
+    first = np.sqrt(var[0])
+    slope, rest = cov / first, np.sqrt(np.maximum(var[1] - np.square(cov / first), 0.0))
+
+    def propose() -> np.ndarray:
+        noise = rng.standard_normal((2, *mean[0].shape))
+        return np.array([mean[0] + first * noise[0], mean[1] + slope * noise[0] + rest * noise[1]])
+
+    def log_ratio(value: np.ndarray) -> np.ndarray:
+        eta = value[0][..., None] + ARMS * value[1][..., None]
+        likelihood = family.log_likelihood(eta, found.spread)
+        return (likelihood - found.shifted * eta + 0.5 * found.weight * eta**2).sum(axis=-1)
+
+    value = propose()
+    if family.normal:
+        return value
+    ratio = log_ratio(value)
+    for _ in range(_STEPS):
+        new = propose()
+        new_ratio = log_ratio(new)
+        accepted = -rng.standard_exponential(ratio.shape) < new_ratio - ratio
+        value, ratio = np.where(accepted, new, value), np.where(accepted, new_ratio, ratio)
+    return value
 
 
 def _fit(weight, shifted, own, other, centers: _Centers, genre_idx, priors: Priors) -> xr.DataTree:
