@@ -119,8 +119,13 @@ def fit_revenue_model(
         {"payers": Payers, "payments": PAYMENTS[payments]}.items()
     ):
         parts[name] = fit_part(family.of(arms), arms, random_seed=random_seed + place, **settings)
-    tree = xr.DataTree.from_dict(parts)
-    tree.attrs.update(payments=payments, engine=engine)
+    return combine(*parts.values(), payments)
+
+
+def combine(payers: xr.DataTree, payments: xr.DataTree, family: str) -> xr.DataTree:
+    """Put the two parts side by side, as `fit_revenue_model` returns them."""
+    tree = xr.DataTree.from_dict({"payers": payers, "payments": payments})
+    tree.attrs.update(payments=family, engine=payers.attrs["engine"])
     return tree
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
-from scipy.special import expit, gammaincinv, ndtr, ndtri
+from scipy.special import expit, gammainccinv, gammaincinv, ndtr, ndtri
 
 from hbm.data import GENRES, GROUPS, SIZE_MIXTURE
 
@@ -45,7 +45,8 @@ def lognormal_tail(z: np.ndarray, log_sd) -> np.ndarray:
 def gamma_tail(z: np.ndarray, log_sd: float) -> np.ndarray:
     """Turn standard normals into gamma payments with the lognormal's mean and variance."""
     shape = 1 / np.expm1(log_sd**2)
-    return gammaincinv(shape, ndtr(z)) / shape
+    low, high = gammaincinv(shape, ndtr(z)), gammainccinv(shape, ndtr(-z))
+    return np.where(z < 0, low, high) / shape
 
 
 def loglogistic_tail(z: np.ndarray, log_sd: float) -> np.ndarray:

@@ -18,43 +18,27 @@ from hbm.priors import HalfNormal, Normal, Priors
 from hbm.replicate import replicate
 from hbm.revenue.arms import adjust_for_past, summarize_payments, winsorize_users
 from hbm.revenue.dollars import draw_dollars, extract_revenue_estimates, linear_predictor
-from hbm.revenue.families import Lognormal, Payers
-from hbm.revenue.model import PartPriors, fit_revenue_model
+from hbm.revenue.families import PAYMENTS, Lognormal, Payers
+from hbm.revenue.model import PartPriors, combine, fit_part, fit_revenue_model
 from hbm.revenue.simulate import ARMS, Spread, draw_creators, generate_revenue_data, split_effect
 from hbm.sbc import Calibration
 from hbm.validation import SIZE_BINS, compare_estimators
 
-NORMAL = "normal model on means"
-#: The estimators of `revenue_study`; the last three need ``revenue_before`` or are slow.
+#: The estimators of a study. Plain means stand alone, normal and hurdle models pool; "past taken
+#: out" needs ``revenue_before``.
 ESTIMATORS = (
-    "no pooling",
-    NORMAL,
-    "hurdle, lognormal",
-    "hurdle, lognormal, exp(sd²/2)",
-    "hurdle, gamma",
-    "normal, past revenue taken out",
+    "plain",
+    "normal",
+    "hurdle-lognormal",
+    "hurdle-gamma",
+    "hurdle-lognormal, exp(sd²/2)",
+    "plain, past taken out",
+    "plain, winsorised at 99.9%",
+    "plain, winsorised at 99%",
+    "normal, past taken out",
     "normal, winsorised at 99.9%",
     "normal, winsorised at 99%",
 )
-
-
-def normal_estimates(data: pd.DataFrame) -> pd.DataFrame:
-    """Pool the differences of means as the book's other chapters do, whatever the skew.
-
-    Parameters
-    ----------
-    data : DataFrame
-        Users or arms.
-
-    Returns
-    -------
-    DataFrame
-        Estimates, with the pooled variance of both arms and priors scaled to the data.
-    """
-    summaries = summarize_creators(data, variance="pooled")
-    priors = Priors.weakly_informative(summaries)
-    fit = fit_hierarchical_model(summaries, engine="exact", draws=0, priors=priors)
-    return extract_hbm_estimates(fit, summaries)
 
 
 def revenue_estimates(
@@ -66,45 +50,56 @@ def revenue_estimates(
     ----------
     users : DataFrame
     estimators : sequence of str
-        Of `ESTIMATORS`.
+        Of `ESTIMATORS`. The normal model takes the pooled variance of both arms, and priors
+        scaled to the data, as readouts do.
     random_seed : int
 
     Returns
     -------
     dict of str to DataFrame
     """
-    unknown = set(estimators) - set(ESTIMATORS)
+    unknown = sorted(set(estimators) - set(ESTIMATORS))
     if unknown:
-        raise ValueError(f"unknown estimators: {sorted(unknown)}")
+        raise ValueError(f"unknown estimators: {', '.join(unknown)}")
     arms = summarize_payments(users)
-    made = {}
+    made, payers = {}, None
     for name in estimators:
-        if name == "no pooling":
-            made[name] = no_pooling_estimates(summarize_creators(arms, variance="pooled"))
-        elif name == NORMAL:
-            made[name] = normal_estimates(arms)
-        elif name == "normal, past revenue taken out":
-            made[name] = normal_estimates(adjust_for_past(users)[0])
-        elif name.startswith("normal, winsorised"):
-            quantile = float(name.rpartition(" ")[2].rstrip("%")) / 100
-            made[name] = normal_estimates(winsorize_users(users, quantile)[0])
+        model, _, how = name.partition(", ")
+        if model.startswith("hurdle"):
+            settings = {"engine": "laplace", "draws": 1000, "chains": 1, "random_seed": random_seed}
+            payers = payers or fit_part(Payers.of(arms), arms, **settings)
+            payments = model.removeprefix("hurdle-")
+            fit = combine(payers, fit_part(PAYMENTS[payments].of(arms), arms, **settings), payments)
+            made[name] = extract_revenue_estimates(fit, arms, smearing=not how)
         else:
-            fit = fit_revenue_model(
-                arms,
-                payments="gamma" if "gamma" in name else "lognormal",
-                engine="laplace",
-                draws=1000,
-                chains=1,
-                random_seed=random_seed,
-            )
-            made[name] = extract_revenue_estimates(fit, arms, smearing="exp" not in name)
+            data = arms if not how else _tamed(users, how)
+            made[name] = (plain_estimates if model == "plain" else normal_estimates)(data)
     return made
+
+
+def _tamed(users: pd.DataFrame, how: str) -> pd.DataFrame:
+    if how == "past taken out":
+        return adjust_for_past(users)[0]
+    return winsorize_users(users, float(how.rpartition(" ")[2].rstrip("%")) / 100)[0]
+
+
+def plain_estimates(data: pd.DataFrame) -> pd.DataFrame:
+    """Return every creator's difference of means as it stands, from users or arms."""
+    return no_pooling_estimates(summarize_creators(data, variance="pooled"))
+
+
+def normal_estimates(data: pd.DataFrame) -> pd.DataFrame:
+    """Pool the differences of means as the other chapters do, from users or arms."""
+    summaries = summarize_creators(data, variance="pooled")
+    priors = Priors.weakly_informative(summaries)
+    fit = fit_hierarchical_model(summaries, engine="exact", draws=0, priors=priors)
+    return extract_hbm_estimates(fit, summaries)
 
 
 def revenue_study(
     n_platforms: int,
     *,
-    estimators: Sequence[str] = ESTIMATORS[:3],
+    estimators: Sequence[str] = ESTIMATORS[:4],
     seed: int = 42,
     **world: Any,
 ) -> pd.DataFrame:
@@ -176,7 +171,7 @@ def skew_study(
         for n in sizes:
             study = revenue_study(
                 n_platforms,
-                estimators=ESTIMATORS[1:3],
+                estimators=("normal", "hurdle-lognormal"),
                 seed=seed,
                 size_mixture=((1.0, n, n + 1),),
                 log_sd=log_sd,
@@ -185,9 +180,9 @@ def skew_study(
             wide = study[study["size_bin"] == everyone].pivot(
                 index="platform", columns="estimator", values=["mse", "coverage"]
             )
-            ratio, error = ratio_of_means(wide["mse"][NORMAL], wide["mse"][ESTIMATORS[2]])
+            ratio, error = ratio_of_means(wide["mse"]["normal"], wide["mse"]["hurdle-lognormal"])
             coverage = wide["coverage"].rename(
-                columns={NORMAL: "coverage", ESTIMATORS[2]: "hurdle_coverage"}
+                columns={"normal": "coverage", "hurdle-lognormal": "hurdle_coverage"}
             )
             rows.append(
                 {"n": n, "log_sd": log_sd, "n_platforms": n_platforms}
