@@ -81,6 +81,11 @@ _PUBLIC = {
     "drift.future": "compare_futures leave_future_out",
     "drift.study": "fit_seconds forecast_study simulate_drift summarize_forecasts",
     "drift.calibration": "run_drift_sbc",
+    "revenue.simulate": "generate_count_data generate_revenue_data",
+    "revenue.arms": "adjust_for_past summarize_counts summarize_payments winsorize_users",
+    "revenue.model": "PartPriors fit_count_model fit_revenue_model",
+    "revenue.dollars": "extract_count_estimates extract_revenue_estimates",
+    "revenue.study": "anchor_study revenue_sbc revenue_study skew_study",
     "store": "kept",
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names.split()}

@@ -91,6 +91,14 @@ ORDER = [
     "drift.future",
     "drift.study",
     "drift.calibration",
+    "revenue.simulate",
+    "revenue.arms",
+    "revenue.families",
+    "revenue.laplace",
+    "revenue.model",
+    "revenue.dollars",
+    "revenue.study",
+    "revenue",
     "store",
     "tables",
     "plots.look",
@@ -105,6 +113,7 @@ ORDER = [
     "plots.priors",
     "plots.crossed",
     "plots.drift",
+    "plots.revenue",
     "plots",
 ]
 

@@ -40,6 +40,7 @@ from hbm.plots.posterior import (
     plot_trace,
 )
 from hbm.plots.priors import plot_change, plot_weeks
+from hbm.plots.revenue import plot_revenue_parts, plot_skew
 from hbm.plots.robust import plot_outlier
 from hbm.plots.rollouts import (
     plot_event_study,
@@ -80,6 +81,7 @@ __all__ = [
     "plot_quality",
     "plot_rank",
     "plot_readouts",
+    "plot_revenue_parts",
     "plot_rollout_coverage",
     "plot_sample_sizes",
     "plot_sbc",
@@ -88,6 +90,7 @@ __all__ = [
     "plot_shared_errors",
     "plot_shrinkage",
     "plot_shrinkage_analysis",
+    "plot_skew",
     "plot_standard_errors",
     "plot_trace",
     "plot_true_effects",
