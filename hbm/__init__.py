@@ -82,6 +82,7 @@ _PUBLIC = {
     "drift.study": "fit_seconds forecast_study simulate_drift summarize_forecasts",
     "drift.calibration": "run_drift_sbc",
     "revenue.simulate": "generate_count_data generate_revenue_data",
+    "revenue.simulate": "Spread generate_count_data generate_revenue_data",
     "revenue.arms": "adjust_for_past summarize_counts summarize_payments winsorize_users",
     "revenue.model": "PartPriors fit_count_model fit_revenue_model",
     "revenue.dollars": "extract_count_estimates extract_revenue_estimates",
