@@ -98,6 +98,7 @@ ORDER = [
     "revenue.model",
     "revenue.dollars",
     "revenue.study",
+    "revenue.scores",
     "revenue",
     "store",
     "tables",

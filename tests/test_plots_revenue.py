@@ -56,7 +56,7 @@ def test_figure_is_whole(name):
 def test_skew_draws_the_figures_of_the_table():
     fig, table = plots.plot_skew(skew()), skew()
     for ax, measure in zip(fig.axes, ("mse_ratio", "coverage"), strict=True):
-        lines = [c.lines[0].get_ydata() for c in ax.containers]
+        lines = [bars.lines[0].get_ydata(orig=False) for bars in ax.containers]
         for line, (_, own) in zip(lines, table.groupby("log_sd"), strict=True):
             np.testing.assert_allclose(line, own[measure])
 
