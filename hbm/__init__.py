@@ -17,9 +17,7 @@ _PUBLIC = {
         "complete_pooling_estimates empirical_bayes_estimates james_stein_estimates "
         "no_pooling_estimates"
     ),
-    "priors": ("Fixed Gamma HalfCauchy HalfNormal LogNormal Normal Priors TruncatedNormal"),
-    "priors": "Beta Fixed Gamma HalfCauchy HalfNormal Normal Priors",
-    "priors": "Fixed Gamma HalfCauchy HalfNormal Normal Priors",
+    "priors": "Fixed Gamma HalfCauchy HalfNormal LogNormal Normal Priors TruncatedNormal",
     "model": "fit_hierarchical_model",
     "learned_priors": (
         "PriorsFileError compare_discounts learn_priors load_priors prior_mixture "
@@ -81,7 +79,6 @@ _PUBLIC = {
     "drift.future": "compare_futures leave_future_out",
     "drift.study": "fit_seconds forecast_study simulate_drift summarize_forecasts",
     "drift.calibration": "run_drift_sbc",
-    "revenue.simulate": "generate_count_data generate_revenue_data",
     "revenue.simulate": "Spread generate_count_data generate_revenue_data",
     "revenue.arms": "adjust_for_past summarize_counts summarize_payments winsorize_users",
     "revenue.model": "PartPriors fit_count_model fit_revenue_model",

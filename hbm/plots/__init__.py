@@ -7,7 +7,6 @@ the size the notebook asks for.
 
 from hbm.plots.calibration import plot_sbc
 from hbm.plots.crossed import plot_cells, plot_crossed_study, plot_interaction_prior
-from hbm.plots.drift import plot_paths, plot_relative_mse
 from hbm.plots.drift import plot_forecast_gain, plot_paths
 from hbm.plots.estimates import (
     plot_coverage_by_distance,
@@ -54,8 +53,8 @@ from hbm.plots.studies import plot_standard_errors
 
 __all__ = [
     "enable_themes",
-    "plot_change",
     "plot_cells",
+    "plot_change",
     "plot_coverage_by_distance",
     "plot_coverage_width",
     "plot_creators",
