@@ -6,7 +6,7 @@ known, so that what is measured is the carrying of knowledge and nothing else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -19,8 +19,7 @@ from hbm.exact.rule import effect_rule
 from hbm.gaussian import Estimates, Moments, creator_moments, mixture_cdf, mixture_moments
 from hbm.intervals import tail_probabilities
 from hbm.learned_priors import DISCOUNT, log_predictive_density, remember_batch
-from hbm.memory import Past
-from hbm.priors import HalfNormal, LogNormal, Priors, TruncatedNormal
+from hbm.priors import Priors
 from hbm.replicate import replicate
 from hbm.sbc import Calibration, _collect, _Joint, _rank_exactly, _simulate
 
@@ -89,7 +88,8 @@ def draw_batch(
     return Batch(summaries, tau, np.asarray(mu_genre), sigma_creator)
 
 
-def _equal_counts(n_genres: int, n_creators: int = N_CREATORS) -> np.ndarray:
+def equal_counts(n_genres: int, n_creators: int = N_CREATORS) -> np.ndarray:
+    """Return the creators of each genre where all have as many."""
     return np.full(n_genres, n_creators // n_genres)
 
 
@@ -103,9 +103,9 @@ def _scores(batch: Batch, policy: str, priors: Priors | None) -> pd.DataFrame:
         known = batch.mu_genre[None], np.array([batch.sigma_creator])
         fitted, moments, weight = None, creator_moments(data, *known), np.ones(1)
     else:
-        fitted = _Fitted(data.remembering(priors.memory, GENRES), priors)
+        fitted = Fitted(data.remembering(priors.memory, GENRES), priors)
         moments, weight = fitted.effects, fitted.rule.weight
-    error, inside = _against(batch.tau[data.order], moments, weight)
+    error, inside = against(batch.tau[data.order], moments, weight)
     n_creators = np.bincount(data.genre_idx)
     table = {
         "policy": policy,
@@ -118,12 +118,12 @@ def _scores(batch: Batch, policy: str, priors: Priors | None) -> pd.DataFrame:
     if fitted is not None:
         own = slice(data.n_genres)
         genre = Moments(*(part[:, own] for part in fitted.centers))
-        error, inside = _against(batch.mu_genre, genre, weight)
+        error, inside = against(batch.mu_genre, genre, weight)
         table |= {"genre_squared_error": error, "genre_coverage": inside}
     return pd.DataFrame(table)
 
 
-def _against(truth: np.ndarray, moments: Moments, weight: np.ndarray):
+def against(truth: np.ndarray, moments: Moments, weight: np.ndarray):
     """Return squared errors of means, and whether equal-tailed intervals hold the truth."""
     below = mixture_cdf(moments, truth, weight)
     lower, upper = tail_probabilities()
@@ -131,7 +131,7 @@ def _against(truth: np.ndarray, moments: Moments, weight: np.ndarray):
     return np.square(mixture_moments(moments, weight).mean - truth), inside
 
 
-class _Fitted:
+class Fitted:
     """A fit by the exact engine, with what the studies need of it and nothing else."""
 
     def __init__(self, data: Estimates, priors: Priors):
@@ -189,7 +189,8 @@ def summarize_policies(study: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return summary.reset_index()
 
 
-def _gathered(results: list[pd.DataFrame]) -> pd.DataFrame:
+def gathered(results: list[pd.DataFrame]) -> pd.DataFrame:
+    """Put the results of many sequences into one frame, numbered by ``sequence``."""
     frames = (frame.assign(sequence=place) for place, frame in enumerate(results))
     return pd.concat(frames, ignore_index=True)
 
@@ -211,19 +212,17 @@ def weeks_study(
         One row a sequence, scored week (``batch``), policy and genre, as `summarize_policies`
         takes it.
     """
-    return _gathered(replicate(_weeks, n_sequences, seed=seed, weeks=weeks))
+    return gathered(replicate(_weeks, n_sequences, seed=seed, weeks=weeks))
 
 
 def _weeks(rng: np.random.Generator, *, weeks: tuple[int, ...]) -> pd.DataFrame:
     mu = rng.normal(GENRE_MEAN, GENRE_SD, len(GENRES))
-    old = _equal_counts(len(GENRES) - 1)
+    old = equal_counts(len(GENRES) - 1)
     known = dict.fromkeys(POLICIES, Priors())
     known = _after(known, [draw_batch(rng, mu[:-1], old) for _ in range(4)])
     frames = []
     for week in range(1, max(weeks) + 1):
-        batch = draw_batch(
-            rng, mu, np.append(_equal_counts(len(mu) - 1, N_CREATORS - N_NEW), N_NEW)
-        )
+        batch = draw_batch(rng, mu, np.append(equal_counts(len(mu) - 1, N_CREATORS - N_NEW), N_NEW))
         if week in weeks:
             scored = [_scores(batch, policy, priors) for policy, priors in known.items()]
             frames += [f.assign(batch=week) for f in (*scored, _scores(batch, ORACLE, None))]
@@ -263,7 +262,7 @@ def change_study(
         and ``named`` whether it named the genre that had jumped, `GENRES`[2].
     """
     settings = {"jump": jump, "at": at, "scored": scored}
-    return _gathered(replicate(_change, n_sequences, seed=seed, **settings))
+    return gathered(replicate(_change, n_sequences, seed=seed, **settings))
 
 
 def _change(rng: np.random.Generator, *, jump, at, scored) -> pd.DataFrame:
@@ -273,7 +272,7 @@ def _change(rng: np.random.Generator, *, jump, at, scored) -> pd.DataFrame:
     for place in range(1, max(scored) + 1):
         if place == at:
             mu = mu + jump * (np.arange(len(mu)) == 2)
-        batch = draw_batch(rng, mu, _equal_counts(len(mu)))
+        batch = draw_batch(rng, mu, equal_counts(len(mu)))
         told = {"alarm": False, "named": False}
         if checked.memory is not None:
             conflict = prior_conflict(checked, batch.summaries)
@@ -299,17 +298,17 @@ def wandering_study(
         the last batch's estimates given what was remembered, less that without any memory.
     """
     settings = {"step": step, "n_batches": n_batches}
-    return _gathered(replicate(_wander, n_sequences, seed=seed, **settings))
+    return gathered(replicate(_wander, n_sequences, seed=seed, **settings))
 
 
 def _wander(rng: np.random.Generator, *, step: float, n_batches: int) -> pd.DataFrame:
     mu = rng.normal(GENRE_MEAN, GENRE_SD, len(GENRES))
     known = dict.fromkeys(CANDIDATES, Priors())
     for _ in range(n_batches - 1):
-        batch = draw_batch(rng, mu, _equal_counts(len(mu)))
+        batch = draw_batch(rng, mu, equal_counts(len(mu)))
         known = _after(known, [batch], CANDIDATES)
         mu = mu + rng.normal(0, step, len(mu))
-    batch = draw_batch(rng, mu, _equal_counts(len(mu)))
+    batch = draw_batch(rng, mu, equal_counts(len(mu)))
     plain = log_predictive_density(Priors(), batch.summaries)
     frames = [_scores(batch, ORACLE, None)]
     for policy, priors in known.items():
@@ -339,7 +338,7 @@ def alarm_study(n_sequences: int, *, discount: float = DISCOUNT, seed: int = 42)
         with an alarm after four batches of memory; ``named`` and ``named_se``, the share in
         which the alarm named what had changed.
     """
-    found = _gathered(replicate(_alarms, n_sequences, seed=seed, discount=discount))
+    found = gathered(replicate(_alarms, n_sequences, seed=seed, discount=discount))
     groups = found.groupby("change", sort=False)[["alarm", "named"]]
     table = pd.concat([groups.mean(), groups.sem().add_suffix("_se")], axis=1)
     return table[["alarm", "alarm_se", "named", "named_se"]].reset_index()
@@ -347,7 +346,7 @@ def alarm_study(n_sequences: int, *, discount: float = DISCOUNT, seed: int = 42)
 
 def _alarms(rng: np.random.Generator, *, discount: float) -> pd.DataFrame:
     mu = rng.normal(GENRE_MEAN, GENRE_SD, len(GENRES))
-    counts, priors = _equal_counts(len(mu)), Priors()
+    counts, priors = equal_counts(len(mu)), Priors()
     for _ in range(4):
         priors = remember_batch(priors, draw_batch(rng, mu, counts).summaries, discount=discount)
     rows = []
@@ -359,129 +358,6 @@ def _alarms(rng: np.random.Generator, *, discount: float) -> pd.DataFrame:
         named = bool(wanted & set(conflict.surprises))
         rows.append({"change": change, "alarm": float(conflict.alarm), "named": float(named)})
     return pd.DataFrame(rows)
-
-
-# ---------------------------------------------------------------- in which form to remember
-
-
-@dataclass(frozen=True)
-class _Normals:
-    """Genre means remembered as independent normals, whatever sigma_creator may be."""
-
-    mean: np.ndarray
-    weight: np.ndarray
-
-    def at(self, sigma_creator: np.ndarray) -> Past:
-        shape = len(sigma_creator), len(self.mean)
-        known = (np.broadcast_to(part, shape) for part in (self.mean, self.weight))
-        return Past(*known, np.zeros(len(sigma_creator)))
-
-
-def _half_normal(mean: float, sd: float) -> HalfNormal:
-    """Of the same mean square; it has no second parameter to say how sure it is."""
-    return HalfNormal(float(np.hypot(mean, sd)))
-
-
-def _truncated_normal(mean: float, sd: float) -> TruncatedNormal:
-    return TruncatedNormal(mean, sd)
-
-
-def _log_normal(mean: float, sd: float) -> LogNormal:
-    """Of the same mean and standard deviation."""
-    var = np.log1p((sd / mean) ** 2)
-    return LogNormal(float(np.log(mean) - var / 2), float(np.sqrt(var)))
-
-
-EXACT = "the function itself"
-
-#: Families for sigma_creator that a batch's posterior is squeezed into; genre means are normal.
-FORMS = {
-    "half-normal": _half_normal,
-    "truncated normal": _truncated_normal,
-    "log-normal": _log_normal,
-    EXACT: None,
-}
-
-
-def form_study(
-    n_sequences: int, *, batches: tuple[int, ...] = (200, 10), seed: int = 42
-) -> pd.DataFrame:
-    """Remember batches in several forms, and compare with the joint fit of all of them.
-
-    Parameters
-    ----------
-    n_sequences : int
-    batches : tuple of int
-        Creators of each batch. The last is scored; its experiments are small (30 to 100 users),
-        so that what is remembered matters.
-    seed : int
-
-    Returns
-    -------
-    DataFrame
-        One row a form: ``form``; ``sigma_creator``, the mean of its posterior after the last
-        batch; ``coverage`` and ``mse`` of the last batch's readouts, with Monte Carlo errors
-        ``*_se``; ``mean_error, sd_error``, the error of the posterior mean of sigma_creator in
-        its standard deviations, and of the latter relative to itself, and ``genre_error``, the
-        largest error of a genre's mean in its standard deviations: root mean squares over
-        sequences of the differences from the joint fit.
-    """
-    found = _gathered(replicate(_forms, n_sequences, seed=seed, batches=batches))
-    groups = found.drop(columns="sequence").groupby("form", sort=False)
-    mean, error = groups.mean(), groups.sem()
-    table = pd.DataFrame(index=mean.index)
-    for name in ("sigma_creator", "coverage", "mse"):
-        table[name], table[f"{name}_se"] = mean[name], error[name]
-    for name in ("mean_error", "sd_error", "genre_error"):
-        table[name] = groups[name].apply(lambda values: np.sqrt(np.square(values).mean()))
-    return table.reset_index()
-
-
-def _forms(rng: np.random.Generator, *, batches: tuple[int, ...]) -> pd.DataFrame:
-    mu = rng.normal(GENRE_MEAN, GENRE_SD, len(GENRES))
-    small = ((1.0, 30, 100),)
-    mixtures = [SIZE_MIXTURE] * (len(batches) - 1) + [small]
-    drawn = [
-        draw_batch(rng, mu, _equal_counts(len(mu), n), size_mixture=sizes)
-        for n, sizes in zip(batches, mixtures, strict=True)
-    ]
-    together = pd.concat([batch.summaries for batch in drawn])
-    joint = _Fitted(Estimates.from_frame(together), Priors())
-    found = []
-    for form, family in FORMS.items():
-        fitted = _chain(drawn, family)
-        error, inside = _against(drawn[-1].tau, fitted.effects, fitted.rule.weight)
-        found.append(
-            {
-                "form": form,
-                "sigma_creator": fitted.mean,
-                "coverage": inside.mean(),
-                "mse": error.mean(),
-                "mean_error": (fitted.mean - joint.mean) / joint.sd,
-                "sd_error": fitted.sd / joint.sd - 1,
-                "genre_error": np.abs(
-                    (fitted.genre.mean - joint.genre.mean) / np.sqrt(joint.genre.var)
-                ).max(),
-            }
-        )
-    return pd.DataFrame(found)
-
-
-def _chain(batches: list[Batch], family) -> _Fitted:
-    """Fit batch after batch, each with what was remembered of those before it."""
-    priors, normals = Priors(), None
-    for batch in batches:
-        data = Estimates.from_frame(batch.summaries)
-        if normals is not None:
-            data = replace(data, memory=normals, places=np.arange(data.n_genres))
-        fitted = _Fitted(data.remembering(priors.memory, GENRES), priors)
-        if family is None:
-            priors = remember_batch(priors, batch.summaries, discount=1)
-        else:
-            sums = fitted.likelihood.sums(np.array([fitted.mean]))
-            normals = _Normals(sums.mean[0], sums.weight[0])
-            priors = replace(priors, sigma_creator=family(fitted.mean, fitted.sd))
-    return fitted
 
 
 # ---------------------------------------------------------------------- calibration
@@ -515,7 +391,7 @@ def chained_sbc(
 
 def _chained_replication(rng: np.random.Generator, *, batches: int, draws: int):
     n_genres = len(GENRES)
-    counts = [_equal_counts(n_genres - 1)] * (batches - 1) + [_equal_counts(n_genres)]
+    counts = [equal_counts(n_genres - 1)] * (batches - 1) + [equal_counts(n_genres)]
     designs = [draw_batch(rng, np.zeros(len(c)), c).summaries for c in counts]
     truth, data = _simulate(rng, pd.concat(designs, ignore_index=True), Priors())
     priors, end = Priors(), 0

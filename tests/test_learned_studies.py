@@ -11,7 +11,6 @@ from hbm.learned_studies import (
     CANDIDATES,
     CHANGES,
     CHECKED,
-    EXACT,
     GENRES,
     NEW,
     ORACLE,
@@ -20,11 +19,11 @@ from hbm.learned_studies import (
     chained_sbc,
     change_study,
     draw_batch,
-    form_study,
     summarize_policies,
     wandering_study,
     weeks_study,
 )
+from hbm.memory_forms import EXACT, form_study
 from hbm.sbc import QUANTITIES, sbc_verdicts
 
 BY = ["policy", "batch"]

@@ -67,6 +67,7 @@ ORDER = [
     "readout",
     "conflict",
     "learned_studies",
+    "memory_forms",
     "grouping.thresholds",
     "grouping.candidates",
     "grouping.history",
