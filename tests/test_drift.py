@@ -473,7 +473,7 @@ def test_the_whole_posterior_agrees_with_nuts_on_every_parameter_of_the_model():
         )
         pm.Normal("d", tau, data["se"].to_numpy(), observed=data["effect_hat"].to_numpy())
         sampled = pm.sample(
-            2000, tune=1500, chains=4, random_seed=1, target_accept=0.97, nuts_sampler="nutpie",
+            2000, tune=1500, chains=4, random_seed=1, target_accept=0.995, nuts_sampler="nutpie",
             progressbar=False, quiet=True, compute_convergence_checks=False,
         )  # fmt: skip
     posterior = sampled["posterior"].dataset

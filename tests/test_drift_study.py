@@ -156,8 +156,8 @@ def test_models_are_compared_platform_by_platform(study):
 
 @pytest.mark.slow
 def test_tracking_pays_where_genres_move_and_costs_little_where_not():
-    moving = summarize_forecasts(forecast_study(60, models=TWO, seed=1, size=0.1))
-    still = summarize_forecasts(forecast_study(60, models=TWO, motion="none", seed=1))
+    moving = summarize_forecasts(forecast_study(40, models=TWO, seed=1, size=0.1))
+    still = summarize_forecasts(forecast_study(40, models=TWO, motion="none", seed=1))
     gain, cost = (table.set_index(["model", "target"]) for table in (moving, still))
     for target in TARGETS:
         row = gain.loc[("random walk", target)]
