@@ -18,7 +18,6 @@ _PUBLIC = {
         "no_pooling_estimates"
     ),
     "priors": "Fixed Gamma HalfCauchy HalfNormal LogNormal Normal Priors TruncatedNormal",
-    "priors": ("Beta Fixed Gamma HalfCauchy HalfNormal LogNormal Normal Priors TruncatedNormal"),
     "model": "fit_hierarchical_model",
     "learned_priors": (
         "PriorsFileError compare_discounts learn_priors load_priors prior_mixture "
