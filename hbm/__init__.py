@@ -84,6 +84,12 @@ _PUBLIC = {
     "revenue.model": "PartPriors fit_count_model fit_revenue_model",
     "revenue.dollars": "extract_count_estimates extract_revenue_estimates",
     "revenue.study": "anchor_study revenue_sbc revenue_study skew_study",
+    "production.instant": "Night instant_estimates",
+    "production.nightly": (
+        "NightBusyError NightError fit_night last_night load_night run_night save_night"
+    ),
+    "production.variational": "variational_comparison",
+    "production.studies": "agreement_study confidence_table production_study run_instant_sbc",
     "store": "kept",
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names.split()}

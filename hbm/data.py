@@ -147,17 +147,21 @@ def read_users(path: str | Path) -> pd.DataFrame:
         If the ending is unknown, the content is not what the ending says, or the table breaks
         a rule of `validate_users`.
     """
+    return validate_users(read_table(path), source=Path(path).name)
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """Read any table of the package as `read_users` does, without checking its rows."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     name = path.name.lower()
     try:
         if name.endswith(".parquet"):
-            users = pd.read_parquet(path)
-        elif name.endswith((".csv", ".csv.gz")):
-            users = _read_csv(path)
-        else:
-            raise DataError(f"{path.name}: known endings are .csv, .csv.gz and .parquet")
+            return pd.read_parquet(path)
+        if name.endswith((".csv", ".csv.gz")):
+            return _read_csv(path)
+        raise DataError(f"{path.name}: known endings are .csv, .csv.gz and .parquet")
     except pd.errors.EmptyDataError:
         raise DataError(f"{path.name}: the file is empty") from None
     except (ValueError, OSError, EOFError, zlib.error) as error:
@@ -165,14 +169,13 @@ def read_users(path: str | Path) -> pd.DataFrame:
             raise
         kind = "Parquet" if name.endswith(".parquet") else "CSV"
         raise DataError(f"{path.name}: the content is not {kind}: {error}") from error
-    return validate_users(users, source=path.name)
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
     with path.open("rb") as file:
         if file.read(4) == b"PAR1":
             raise DataError(f"{path.name}: the content is Parquet, not CSV")
-    text = dict.fromkeys(("creator_id", "genre", "group", "user_id"), "str")
+    text = dict.fromkeys(("creator_id", "genre", "group", "user_id", "quarter"), "str")
     return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
 
 

@@ -157,19 +157,7 @@ def readout_report(
     ValueError
         If a setting is out of its range.
     """
-    arms, excluded = None, pd.DataFrame(columns=["creator_id", "genre", "reason"])
-    if "effect_hat" in data:
-        summaries = validate_summaries(data)
-    else:
-        arms = data if "n_treatment" in data else summarize_arms(data)
-        excluded = incomplete_creators(arms)
-        summaries = summarize_creators(
-            data if cluster else arms,
-            variance=variance,
-            incomplete="exclude",
-            cluster=cluster,
-            cluster_variance=cluster_variance,
-        )
+    arms, summaries, excluded = summarized(data, variance, cluster, cluster_variance)
     priors = priors or Priors.weakly_informative(summaries)
     if summaries["genre_idx"].nunique() == 1:
         # One genre says nothing about how genres differ: its mean is the platform's.
@@ -185,7 +173,7 @@ def readout_report(
     _, sigma_creator, weights = mixture(idata)
     sigma_creator = float(np.average(sigma_creator, weights=weights))
     genres = extract_genre_estimates(idata)
-    readouts = _readouts(summaries, pooled, excluded)
+    readouts = join_readouts(summaries, pooled, excluded)
     declared = readouts["verdict"].isin(["up", "down"])
     return ReadoutReport(
         readouts=readouts,
@@ -201,7 +189,38 @@ def readout_report(
     )
 
 
-def _readouts(
+def summarized(
+    data: pd.DataFrame,
+    variance: str = "pooled",
+    cluster: str | None = None,
+    cluster_variance: str = "own",
+) -> tuple[pd.DataFrame | None, pd.DataFrame, pd.DataFrame]:
+    """Return the arms of a table, its summaries, and the creators that have none.
+
+    Parameters
+    ----------
+    data : DataFrame
+        A users frame, its arms, or a summaries frame, which has no arms to return.
+    variance, cluster, cluster_variance
+        As for `readout_report`.
+    """
+    arms, excluded = None, pd.DataFrame(columns=["creator_id", "genre", "reason"])
+    if "effect_hat" in data:
+        summaries = validate_summaries(data)
+    else:
+        arms = data if "n_treatment" in data else summarize_arms(data)
+        excluded = incomplete_creators(arms)
+        summaries = summarize_creators(
+            data if cluster else arms,
+            variance=variance,
+            incomplete="exclude",
+            cluster=cluster,
+            cluster_variance=cluster_variance,
+        )
+    return arms, summaries, excluded
+
+
+def join_readouts(
     summaries: pd.DataFrame, pooled: pd.DataFrame, excluded: pd.DataFrame
 ) -> pd.DataFrame:
     """Join plain and pooled estimates, and add a row for each creator set aside."""

@@ -23,6 +23,7 @@ SOURCES = {_name(path): path.read_text("utf-8") for path in sorted(FOLDER.rglob(
 
 #: A module imports only from those before it.
 ORDER = [
+    "files",
     "intervals",
     "uniform",
     "replicate",
@@ -101,6 +102,11 @@ ORDER = [
     "revenue.study",
     "revenue.scores",
     "revenue",
+    "production.instant",
+    "production.nightly",
+    "production.variational",
+    "production.studies",
+    "production",
     "store",
     "tables",
     "plots.look",

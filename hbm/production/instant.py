@@ -39,6 +39,10 @@ _BLOCK = 100_000
 #: What the plug-in is called, and the way that is right.
 METHODS = ("mixture", "plug-in")
 
+#: Estimates with less surprise than this, divided by the number of creators, are pointed out:
+#: pooling trusts that creators are as alike as they have been.
+SURPRISING = 0.05
+
 #: A name that no genre has: the prior of a genre of which nothing has been seen.
 _NEW = "\0"
 

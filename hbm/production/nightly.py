@@ -255,8 +255,6 @@ def save_night(night: Night, folder: str | PathLike) -> Night:
     counted = COUNTED.format(digest[:16])
     night = replace(night, record=night.record | {"counted": counted, "sha256": digest})
     used = {counted, *_named(folder / PRIORS)}
-    with written_whole(folder / counted) as part:
-        part.write_bytes(parquet.getvalue())
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -264,17 +262,28 @@ def save_night(night: Night, folder: str | PathLike) -> Night:
         "night": night.record,
     }
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    with written_whole(folder / PRIORS) as part:
-        part.write_text(text, "utf-8")
-        if load_priors(part) != night.priors:
-            raise OSError(f"{part}: what was read back is not what was written")
+    new = not (folder / counted).exists()
+    with written_whole(folder / counted) as part:
+        part.write_bytes(parquet.getvalue())
+    try:
+        with written_whole(folder / PRIORS) as part:
+            part.write_text(text, "utf-8")
+            if load_priors(part) != night.priors:
+                raise OSError(f"{part}: what was read back is not what was written")
+    except BaseException:
+        if new:
+            _remove(folder / counted)
+        raise
     # A reader may still be on its way from the old priors to its creators: those stay a night.
     for path in folder.iterdir():
-        stale = path.match(COUNTED.format("*")) and path.name not in used
-        if stale or path.name.endswith(".part"):
-            with contextlib.suppress(OSError):
-                path.unlink()
+        if path.match(".*.part") or (path.match(COUNTED.format("*")) and path.name not in used):
+            _remove(path)
     return night
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _named(path: Path) -> list[str]:
