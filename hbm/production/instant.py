@@ -124,30 +124,14 @@ def instant_estimates(
     ValueError
         If the method is unknown.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
-    require_columns(summaries, ["creator_id", "genre", "effect_hat", "se"], "summaries")
-    validate_summaries(summaries.assign(genre_idx=pd.factorize(summaries["genre"])[0]))
-    nodes = night.nodes if method == "mixture" else night.plug_in
-    genres = pd.Index(night.priors.memory.genres)
-    place = genres.get_indexer(pd.Index(summaries["genre"].astype(str)))
-    data = _data(summaries, np.where(place < 0, len(genres), place))
-    before = night._known.get_indexer(pd.Index(summaries["creator_id"].astype(str)))
-    counted = before >= 0
-    old = night.counted.iloc[before[counted]]
-    was = genres.get_indexer(pd.Index(old["genre"]))
-    earlier = _data(old, was)
-    position = np.cumsum(counted) - 1
+    task = _Task(night, summaries, method)
     columns = {name: np.empty(len(summaries)) for name in _COLUMNS}
 
     def fill(block: slice) -> None:
-        some = data.take(block)
-        mine = np.flatnonzero(counted[block])
-        given = _expect(nodes, some, mine, earlier.take(position[block][mine]))
-        for name, values in _update(nodes, some, *given).items():
+        for name, values in task.read_out(block).items():
             columns[name][block] = values
 
-    step = max(1, _BLOCK // len(nodes.sigma_creator))
+    step = max(1, _BLOCK // len(task.nodes.sigma_creator))
     blocks = [slice(i, i + step) for i in range(0, len(summaries), step)]
     if len(blocks) > 1:
         with ThreadPoolExecutor() as threads:
@@ -160,7 +144,7 @@ def instant_estimates(
     }
     n_total = summaries["n_total"].to_numpy() if "n_total" in summaries else np.nan
     estimated = {name: columns.pop(name) for name in ("effect_hat", "se", "ci_lower", "ci_upper")}
-    return pd.DataFrame(head | estimated | {"n_total": n_total} | columns | {"counted": counted})
+    return pd.DataFrame(head | estimated | {"n_total": n_total} | columns | {"counted": task.counted})
 
 
 _COLUMNS = (
@@ -169,67 +153,104 @@ _COLUMNS = (
 )  # fmt: skip
 
 
+def instant_mixture(
+    night: Night, summaries: pd.DataFrame, *, method: str = "mixture"
+) -> tuple[Moments, np.ndarray]:
+    """Return the posteriors behind `instant_estimates` as mixtures of normals.
+
+    Returns
+    -------
+    moments : Moments, shape (node, creator)
+    weight : ndarray, shape (node, creator)
+    """
+    task = _Task(night, summaries, method)
+    everyone = slice(0, len(summaries))
+    return task.update(everyone, *task.expect(everyone))[:2]
+
+
+class _Task:
+    """The creators to be read out, and the nodes of the night, place by place."""
+
+    def __init__(self, night: Night, summaries: pd.DataFrame, method: str):
+        if method not in METHODS:
+            raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+        require_columns(summaries, ["creator_id", "genre", "effect_hat", "se"], "summaries")
+        validate_summaries(summaries.assign(genre_idx=pd.factorize(summaries["genre"])[0]))
+        self.nodes = night.nodes if method == "mixture" else night.plug_in
+        genres = pd.Index(night.priors.memory.genres)
+        place = genres.get_indexer(pd.Index(summaries["genre"].astype(str)))
+        self.data = _data(summaries, np.where(place < 0, len(genres), place))
+        before = night._known.get_indexer(pd.Index(summaries["creator_id"].astype(str)))
+        self.counted = before >= 0
+        old = night.counted.iloc[before[self.counted]]
+        self.earlier = _data(old, genres.get_indexer(pd.Index(old["genre"])))
+        self.position = np.cumsum(self.counted) - 1
+
+    def expect(self, block: slice) -> tuple[Moments, np.ndarray]:
+        """Return effects as expected without the creators' own data, and log weights.
+
+        Taking an estimate d of precision 1/t from a normal of mean m and variance P leaves the
+        variance P t / (t - P) and the mean m - P (d - m) / (t - P). The weight of the node is
+        divided by the density of d there.
+        """
+        nodes, data = self.nodes, self.data.take(block)
+        squared = np.square(nodes.sigma_creator)[:, None]
+        mean, var = nodes.genre.of(data)
+        log_weight = np.repeat(np.log(nodes.weights)[:, None], len(data.se), axis=1)
+        mine = np.flatnonzero(self.counted[block])
+        if len(mine):
+            earlier = self.earlier.take(self.position[block][mine])
+            m, p = nodes.genre.of(earlier)
+            t = squared + np.square(earlier.se)
+            left = np.maximum(t - p, 1e-15 * t)
+            away = earlier.effect_hat - m
+            log_weight[:, mine] -= 0.5 * (np.log(left) - np.square(away) / left) - np.log(t)
+            # One who has moved to another genre leaves that one's mean as it was.
+            same = earlier.genre_idx == data.genre_idx[mine]
+            mean[:, mine] = np.where(same, m - p * away / left, mean[:, mine])
+            var[:, mine] = np.where(same, p * t / left, var[:, mine])
+        return Moments(mean, var + squared), log_weight - logsumexp(log_weight, axis=0)
+
+    def update(self, block: slice, prior: Moments, log_weight: np.ndarray):
+        """Return the posterior moments and weights, and both tails of the data, given `expect`."""
+        data = self.data.take(block)
+        spread = np.sqrt(prior.var + np.square(data.se))
+        residual = (data.effect_hat - prior.mean) / spread
+        weight = np.exp(log_weight)
+        tails = [(weight * ndtr(side * residual)).sum(axis=0) for side in (1, -1)]
+        log_weight = log_weight - 0.5 * np.square(residual) - np.log(spread)
+        pull = np.square(data.se / spread)
+        mean = data.effect_hat + pull * (prior.mean - data.effect_hat)
+        weight = np.exp(log_weight - logsumexp(log_weight, axis=0))
+        return Moments(mean, prior.var * pull), weight, np.minimum(*tails)
+
+    def read_out(self, block: slice) -> dict[str, np.ndarray]:
+        """Return everything that is said of some creators."""
+        prior, log_weight = self.expect(block)
+        expected = mixture_moments(prior, np.exp(log_weight))
+        moments, weight, tail = self.update(block, prior, log_weight)
+        overall, plain = mixture_moments(moments, weight), self.data.effect_hat[block]
+        lower, upper = tail_probabilities(LEVEL)
+        change = overall.mean - plain
+        side = np.where(change < 0, 1.0, -1.0)  # as if the pooled estimate were the smaller one
+        turned = moments._replace(mean=side * moments.mean)
+        pull = shrinkage_factor(self.data.se[block], self.nodes.sigma_creator)
+        return {
+            "effect_hat": overall.mean,
+            "se": np.sqrt(overall.var),
+            "ci_lower": mixture_quantile(moments, lower, weight),
+            "ci_upper": mixture_quantile(moments, upper, weight),
+            "p_positive": mixture_cdf(moments._replace(mean=-moments.mean), 0.0, weight),
+            "shrinkage": (weight * pull).sum(axis=0),
+            "expected": expected.mean,
+            "expected_sd": np.sqrt(expected.var),
+            "surprise": np.minimum(1.0, 2 * tail),
+            "change": change,
+            "confidence": mixture_cdf(turned, side * (plain + 0.5 * change), weight),
+        }
+
+
 def _data(frame: pd.DataFrame, place: np.ndarray) -> Estimates:
     """Take creators in the order of the frame; sums by genre are not needed."""
     columns = (frame[name].to_numpy(float) for name in ("effect_hat", "se"))
     return Estimates(*columns, place, np.arange(len(frame)), int(place.max(initial=0)) + 1)
-
-
-def _expect(
-    nodes: Mixture, data: Estimates, counted: np.ndarray, earlier: Estimates
-) -> tuple[Moments, np.ndarray]:
-    """Return the centers of creators without their own data, and log weights, (node, creator).
-
-    Taking an estimate d of precision 1/t from a normal of mean m and variance P leaves the
-    variance P t / (t - P) and the mean m - P (d - m) / (t - P). The weight of the node is
-    divided by the density of d there.
-    """
-    mean, var = nodes.genre.of(data)
-    log_weight = np.repeat(np.log(nodes.weights)[:, None], len(data.se), axis=1)
-    if len(counted):
-        # By its genre of that night: it may have moved since.
-        m, p = nodes.genre.of(earlier)
-        t = np.square(nodes.sigma_creator)[:, None] + np.square(earlier.se)
-        left = np.maximum(t - p, 1e-15 * t)
-        away = earlier.effect_hat - m
-        log_weight[:, counted] -= 0.5 * (np.log(left) - np.square(away) / left) - np.log(t)
-        same = earlier.genre_idx == data.genre_idx[counted]
-        mean[:, counted] = np.where(same, m - p * away / left, mean[:, counted])
-        var[:, counted] = np.where(same, p * t / left, var[:, counted])
-    return Moments(mean, var), log_weight - logsumexp(log_weight, axis=0)
-
-
-def _update(
-    nodes: Mixture, data: Estimates, centers: Moments, log_weight: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Return everything that is said of creators, given their centers and their own data."""
-    sigma = nodes.sigma_creator
-    prior = Moments(centers.mean, centers.var + np.square(sigma)[:, None])
-    weight = np.exp(log_weight)
-    expected = mixture_moments(prior, weight)
-    spread = np.sqrt(prior.var + np.square(data.se))
-    residual = (data.effect_hat - prior.mean) / spread
-    tail = (weight * ndtr(residual)).sum(axis=0), (weight * ndtr(-residual)).sum(axis=0)
-    log_weight = log_weight - 0.5 * np.square(residual) - np.log(spread)
-    weight = np.exp(log_weight - logsumexp(log_weight, axis=0))
-    pull = np.square(data.se / spread)
-    moments = Moments(data.effect_hat + pull * (prior.mean - data.effect_hat), prior.var * pull)
-    mirrored = moments._replace(mean=-moments.mean)
-    overall = mixture_moments(moments, weight)
-    lower, upper = tail_probabilities(LEVEL)
-    change = overall.mean - data.effect_hat
-    side = np.where(change < 0, 1.0, -1.0)  # as if the pooled estimate were the smaller one
-    turned = moments._replace(mean=side * moments.mean)
-    return {
-        "effect_hat": overall.mean,
-        "se": np.sqrt(overall.var),
-        "ci_lower": mixture_quantile(moments, lower, weight),
-        "ci_upper": mixture_quantile(moments, upper, weight),
-        "p_positive": mixture_cdf(mirrored, 0.0, weight),
-        "shrinkage": (weight * shrinkage_factor(data.se, sigma)).sum(axis=0),
-        "expected": expected.mean,
-        "expected_sd": np.sqrt(expected.var),
-        "surprise": np.minimum(1.0, 2 * np.minimum(*tail)),
-        "change": change,
-        "confidence": mixture_cdf(turned, side * (data.effect_hat + 0.5 * change), weight),
-    }
