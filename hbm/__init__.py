@@ -88,8 +88,11 @@ _PUBLIC = {
     "production.nightly": (
         "NightBusyError NightError fit_night last_night load_night run_night save_night"
     ),
-    "production.variational": "variational_comparison",
-    "production.studies": "agreement_study confidence_table production_study run_instant_sbc",
+    "production.variational": "variational_comparison variational_table",
+    "production.studies": (
+        "agreement_study confidence_table instant_seconds production_study run_instant_sbc "
+        "score_study"
+    ),
     "store": "kept",
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names.split()}

@@ -208,9 +208,7 @@ def _quarters(paths: list[str]) -> dict[str, pd.DataFrame]:
     names = [Path(path).name.split(".")[0] for path in paths]
     if len(set(names)) < len(names):
         raise ValueError(f"quarters are called like their files, which must differ: {names}")
-    return {
-        name: _grouped(read_table(path)) for name, path in zip(names, paths, strict=True)
-    }
+    return {name: _grouped(read_table(path)) for name, path in zip(names, paths, strict=True)}
 
 
 def _write(table: pd.DataFrame, output: str) -> None:

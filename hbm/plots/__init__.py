@@ -40,6 +40,7 @@ from hbm.plots.posterior import (
 )
 from hbm.plots.priors import plot_change, plot_weeks
 from hbm.plots.revenue import plot_revenue_parts, plot_skew
+from hbm.plots.production import plot_agreement, plot_confidence, plot_variational
 from hbm.plots.robust import plot_outlier
 from hbm.plots.rollouts import (
     plot_event_study,
@@ -54,7 +55,9 @@ from hbm.plots.studies import plot_standard_errors
 __all__ = [
     "enable_themes",
     "plot_cells",
+    "plot_agreement",
     "plot_change",
+    "plot_confidence",
     "plot_coverage_by_distance",
     "plot_coverage_width",
     "plot_creators",
@@ -93,6 +96,7 @@ __all__ = [
     "plot_standard_errors",
     "plot_trace",
     "plot_true_effects",
+    "plot_variational",
     "plot_weeks",
     "themed",
 ]

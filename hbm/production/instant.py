@@ -144,7 +144,9 @@ def instant_estimates(
     }
     n_total = summaries["n_total"].to_numpy() if "n_total" in summaries else np.nan
     estimated = {name: columns.pop(name) for name in ("effect_hat", "se", "ci_lower", "ci_upper")}
-    return pd.DataFrame(head | estimated | {"n_total": n_total} | columns | {"counted": task.counted})
+    return pd.DataFrame(
+        head | estimated | {"n_total": n_total} | columns | {"counted": task.counted}
+    )
 
 
 _COLUMNS = (

@@ -17,12 +17,12 @@ from dataclasses import replace
 from datetime import UTC, date, datetime
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from hbm.checks import require_columns
+from hbm.data import validate_summaries
 from hbm.diagnostics import DiagnosticsError, check_diagnostics, estimates_of
 from hbm.estimates import mixture
 from hbm.files import written_whole
@@ -180,7 +180,7 @@ def run_night(
     with _alone(folder):
         last = last_night(folder, say)
         say("reading the table")
-        summaries = table() if callable(table) else table
+        summaries = validate_summaries(table() if callable(table) else table)
         if last is not None:
             _require_complete(summaries, last, min_share)
         say(f"fitting {len(summaries):,} creators")

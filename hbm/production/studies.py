@@ -6,6 +6,7 @@ complete the day after.
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -261,7 +262,9 @@ def run_instant_sbc(
 
 def _instant_replication(rng, *, n_per_genre: int, n_genres: int, ignore: bool, draws=250):
     priors = Priors()
-    hyper = Hyper(*(getattr(priors, name).scipy().rvs(random_state=rng) for name in HYPERPARAMETERS))
+    hyper = Hyper(
+        *(getattr(priors, name).scipy().rvs(random_state=rng) for name in HYPERPARAMETERS)
+    )
     genre_idx = np.append(np.repeat(np.arange(n_genres), n_per_genre + 1), n_genres)
     mu = rng.normal(hyper.mu_global, hyper.sigma_genre, n_genres + 1)
     tau = rng.normal(mu[genre_idx], hyper.sigma_creator)
@@ -294,3 +297,35 @@ def _instant_replication(rng, *, n_per_genre: int, n_genres: int, ignore: bool, 
         below = (np.abs(drawn - d) > np.abs(true[k] - d)).sum()
         ranks[f"log density, {name}"] = (below + rng.random()) / (draws + 1)
     return {name: float(np.clip(rank, 0, 1)) for name, rank in ranks.items()}
+
+
+# ------------------------------------------------------------------------------------- speed
+
+
+def instant_seconds(n_creators: int, *, seed: int = 42) -> pd.DataFrame:
+    """Time instant readouts of many creators, and of one, after a night of 500.
+
+    Returns
+    -------
+    DataFrame
+        One row a method: ``method, n_nodes``; ``microseconds`` a creator when all are read out in
+        one call; ``one_call``, seconds of a call for one creator, median of 20.
+    """
+    night = fit_night(simulate_summaries(seed)[0])
+    size = -(-n_creators // 5)
+    new, _ = simulate_summaries(seed + 1, n_creators_per_genre=size)
+    new["creator_id"] = [f"new {i}" for i in range(len(new))]
+    rows = []
+    for method, nodes in (("mixture", night.nodes), ("plug-in", night.plug_in)):
+        instant_estimates(night, new.head(), method=method)
+        together = _seconds(night, new, method)
+        alone = np.median([_seconds(night, new.iloc[[k]], method) for k in range(20)])
+        row = {"method": method, "n_nodes": len(nodes.weights)}
+        rows.append(row | {"microseconds": 1e6 * together / len(new), "one_call": alone})
+    return pd.DataFrame(rows)
+
+
+def _seconds(night: Night, new: pd.DataFrame, method: str) -> float:
+    start = time.perf_counter()
+    instant_estimates(night, new, method=method)
+    return time.perf_counter() - start

@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -278,7 +279,7 @@ def _path(target: Target, start: np.ndarray) -> list[tuple[np.ndarray, np.ndarra
 def _curvatures(path):
     """Yield each point with its gradient and the inverse Hessian of the pairs so far."""
     diagonal, pairs = np.ones(len(path[0][0])), []
-    for (before, old), (point, gradient) in zip(path, path[1:], strict=False):
+    for (before, old), (point, gradient) in pairwise(path):
         s, y = point - before, old - gradient  # of the negative log density
         if s @ y <= 1e-10 * (y @ y):
             continue
@@ -335,6 +336,29 @@ def variational_comparison(
     return pd.concat(
         [frame.assign(platform=k) for k, frame in enumerate(platforms)], ignore_index=True
     )
+
+
+def variational_table(comparison: pd.DataFrame) -> pd.DataFrame:
+    """Average a comparison over its platforms, ready to be shown.
+
+    Returns
+    -------
+    DataFrame
+        One row a fit: ``method, model``; for the standard deviation of creators and for the
+        effects the mean error and its Monte Carlo error, as text; the geometric mean of the ratio
+        of standard deviations for these and for sigma_genre; the median of the seconds.
+    """
+    rows = []
+    for (method, model), fits in comparison.groupby(["method", "model"], sort=False):
+        row = {"method": method, "model": model}
+        for quantity, name in (("sigma_creator", "σ creator"), ("effects", "effects")):
+            error = fits.loc[fits["quantity"] == quantity, "error"]
+            row[f"error, {name}"] = f"{error.mean():.3f} ± {error.sem():.3f}"
+        ratio = np.exp(np.log(fits["sd_ratio"]).groupby(fits["quantity"]).mean())
+        for quantity in ("sigma_creator", "sigma_genre", "effects"):
+            row[f"sd, {quantity.replace('sigma_', 'σ ')}"] = ratio[quantity]
+        rows.append(row | {"seconds": fits["seconds"].median()})
+    return pd.DataFrame(rows)
 
 
 def _compare(rng: np.random.Generator, *, priors: Priors, platform: dict) -> pd.DataFrame:
