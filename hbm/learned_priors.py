@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -21,6 +19,7 @@ from hbm.estimates import Mixture
 from hbm.exact.likelihood import Likelihood, Sums
 from hbm.exact.quadrature import integrate
 from hbm.exact.rule import Rule, gauss_rule
+from hbm.files import written_whole
 from hbm.gaussian import Estimates, Moments, genre_sums
 from hbm.memory import Memory, Past
 from hbm.priors import Priors
@@ -279,7 +278,7 @@ def save_priors(priors: Priors, path: str | os.PathLike) -> Path:
     ----------
     priors : Priors
     path : path
-        Its folder must exist.
+        Its folder is made if it is not there.
 
     Returns
     -------
@@ -293,17 +292,8 @@ def save_priors(priors: Priors, path: str | os.PathLike) -> Path:
     path = Path(path)
     content = {"format": FORMAT, "version": VERSION, "priors": priors.parameters()}
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
+    with written_whole(path) as part:
+        part.write_text(text, "utf-8")
     return path
 
 

@@ -1,5 +1,7 @@
 """Variational fits: right where they can be, and their gradients those of the model."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from scipy.stats import norm
@@ -30,10 +32,9 @@ def data():
 def test_gradients_are_those_of_the_density(model, data, rng):
     target = model(data, Priors())
     z, step = rng.normal(0, 0.5, (2, target.size)), 1e-5
-    numeric = [
-        [np.diff(target.density(row + step * np.array([-u, u])))[0] / (2 * step) for u in np.eye(len(row))]
-        for row in z
-    ]  # fmt: skip
+    ends = step * np.array([-1.0, 1.0])[:, None, None] * np.eye(target.size)
+    low, high = (target.density((z[:, None] + end).reshape(-1, target.size)) for end in ends)
+    numeric = ((high - low) / (2 * step)).reshape(z.shape)
     np.testing.assert_allclose(target.gradient(z), numeric, atol=1e-5)
 
 
@@ -78,13 +79,21 @@ def normal():
     return target, mean, root @ root.T
 
 
-@pytest.mark.parametrize("method", [pathfinder, lambda *a: advi(*a, full_rank=True)])
-def test_a_normal_is_found(method, normal, rng):
+@pytest.mark.parametrize(
+    ("method", "tolerance"),
+    [
+        # Bounds of a few draws choose among normals that are nearly as good.
+        (pathfinder, 0.15),
+        (partial(advi, full_rank=True), 0.05),
+    ],
+)
+def test_a_normal_is_found(method, tolerance, normal, rng):
     target, mean, covariance = normal
     drawn, sd = method(target, rng), np.sqrt(np.diag(covariance))
-    assert (np.abs(drawn.mean(axis=0) - mean) < 0.1 * sd).all()
-    np.testing.assert_allclose(drawn.std(axis=0) / sd, 1, atol=0.1)
-    np.testing.assert_allclose(np.corrcoef(drawn.T), covariance / np.outer(sd, sd), atol=0.1)
+    assert (np.abs(drawn.mean(axis=0) - mean) < tolerance * sd).all()
+    np.testing.assert_allclose(drawn.std(axis=0) / sd, 1, atol=tolerance)
+    correlation = covariance / np.outer(sd, sd)
+    np.testing.assert_allclose(np.corrcoef(drawn.T), correlation, atol=tolerance)
 
 
 def test_mean_field_has_the_conditional_sds_of_a_normal(normal, rng):
