@@ -119,6 +119,8 @@ def _instant(given, data: pd.DataFrame, settings: dict, say) -> int:
 
 def _fit_priors(given: argparse.Namespace) -> int:
     say = _progress(given)
+    # What is amiss with yesterday's priors belongs into every log.
+    last_night(given.folder, lambda message: print(f"fit-priors: {message}", file=sys.stderr))
 
     def table() -> pd.DataFrame:
         return summarized(_load(given.data, None))[1]
@@ -221,11 +223,11 @@ def _write(table: pd.DataFrame, output: str) -> None:
 
 
 def _progress(given: argparse.Namespace) -> Callable[[str], None]:
-    """Return a function that says on standard error what is being done, and since when."""
+    """Return a function that says what is being done, and since when: in a terminal, or a log."""
     start = time.perf_counter()
 
     def say(message: str) -> None:
-        if not given.quiet:
+        if given.verbose or sys.stderr.isatty():
             seconds = time.perf_counter() - start
             print(f"[{seconds:6.2f} s] {message}", file=sys.stderr, flush=True)
 
@@ -278,7 +280,9 @@ def _command(commands, name: str, run, help: str, description: str, examples: st
         epilog=f"examples:\n{examples}\n\n{codes}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    command.add_argument(
+        "-v", "--verbose", action="store_true", help="show progress where there is no terminal too"
+    )
     command.set_defaults(run=run)
     return command
 

@@ -122,6 +122,7 @@ ORDER = [
     "plots.crossed",
     "plots.drift",
     "plots.revenue",
+    "plots.production",
     "plots",
 ]
 

@@ -137,8 +137,10 @@ def test_mean_field_is_what_pymc_finds(rng):
     ours = advi(target, rng)
     tau = target.effects(ours)[1].mean
     sd = theirs["tau"].std(axis=0)
-    assert (np.abs(tau.mean(axis=0) - theirs["tau"].mean(axis=0)) < 0.2 * sd).all()
-    np.testing.assert_allclose(tau.std(axis=0) / sd, 1, atol=0.15)
+    # PyMC ends with its last step, which is noisy; so all creators are judged together.
+    z = (tau.mean(axis=0) - theirs["tau"].mean(axis=0)) / sd
+    assert np.sqrt(np.mean(np.square(z))) < 0.15
+    np.testing.assert_allclose(np.log(tau.std(axis=0) / sd).mean(), 0, atol=0.05)
     for place, name in enumerate(("mu_global", "sigma_genre", "sigma_creator")):
         values = ours[:, place] if not place else np.exp(ours[:, place])
         assert values.std() == pytest.approx(theirs[name].std(), rel=0.25), name
