@@ -1,6 +1,6 @@
 # The book, its tests, and readouts of your own table. `make` alone lists what there is.
 .DEFAULT_GOAL := help
-.PHONY: help setup book test readout studies bench lint readme lock clean
+.PHONY: help setup book test results readout studies bench lint readme lock clean
 
 PYTHON  := .venv/bin/python
 UV      := $(shell command -v uv 2>/dev/null || echo .tools/uv/bin/uv)
@@ -53,6 +53,9 @@ book: $(READY)  ## render the book into _output: site and PDF
 	@echo "book: site  _output/index.html  (search needs: $(PYTHON) -m http.server -d _output)"
 	@echo "book: PDF   _output/trustworthy-readouts.pdf"
 
+results: $(READY)  ## accept the headline numbers of the last complete render
+	@$(PYTHON) tests/results.py accept
+
 test: $(READY)  ## run the tests
 	@$(PYTHON) -m pytest -n auto --dist loadfile
 
@@ -71,6 +74,8 @@ bench: $(READY)  ## measure speed and memory, for the table in benchmarks
 
 lint: $(READY)  ## check code and chapters, and mend what can be mended
 	@.venv/bin/ruff format --quiet . && .venv/bin/ruff check --quiet --fix .
+	@.venv/bin/panache lint --fix index.qmd chapters
+	@$(PYTHON) -m pytest tests/test_book.py
 
 readme: $(READY)  ## renew the picture and the table of the README
 	@$(PYTHON) tests/readme.py

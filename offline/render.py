@@ -2,6 +2,8 @@
 
 import datetime
 import json
+import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -36,6 +38,8 @@ def render(root, output_dir=None, parameters=None):
         if project.html is not None:
             write_site(project, facts, site)
         publish(project.root, site, target)
+    if not parameters:
+        finish(project, target)
     if project.html is not None:
         print(f"site  {target / 'index.html'}")
     if project.typst is not None:
@@ -199,3 +203,20 @@ def publish(root, site, target):
     if target.exists():
         target.rename(old)
     site.rename(target)
+
+
+def finish(project, target):
+    """Run the project's `post-render` scripts, and tell them what Quarto tells them."""
+    scripts = project.config.get("project", {}).get("post-render") or []
+    names = [str(Path(chapter.file).with_suffix(".html")) for chapter in project.chapters]
+    files = [str(target / name) for name in names if project.html is not None]
+    told = {
+        "QUARTO_PROJECT_RENDER_ALL": "1",
+        "QUARTO_PROJECT_OUTPUT_DIR": str(target),
+        "QUARTO_PROJECT_OUTPUT_FILES": "\n".join(files),
+    }
+    for script in [scripts] if isinstance(scripts, str) else scripts:
+        command = shlex.split(script)
+        command = [sys.executable, *command] if command[0].endswith(".py") else command
+        if subprocess.run(command, cwd=project.root, env=os.environ | told).returncode:
+            raise BuildError(f"_quarto.yml: post-render '{script}' failed")

@@ -109,6 +109,7 @@ ORDER = [
     "production",
     "store",
     "tables",
+    "results",
     "plots.look",
     "plots.posterior",
     "plots.estimates",
