@@ -6,6 +6,7 @@ PYTHON  := .venv/bin/python
 UV      := $(shell command -v uv 2>/dev/null || echo .tools/uv/bin/uv)
 READY   := .venv/.ready
 QUARTO_VERSION := 1.10.19
+RESOLUTION := highest
 PINNED_QUARTO  := .tools/quarto/bin/quarto
 
 help:  ## list the targets
@@ -83,6 +84,7 @@ readme: $(READY)  ## renew the picture and the table of the README
 lock: $(READY)  ## renew requirements.lock from pyproject.toml
 	@"$(UV)" pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate \
 	  --no-header --group book --group offline --group test --upgrade \
+	  --resolution $(RESOLUTION) \
 	  pyproject.toml -o requirements.lock
 
 clean:  ## remove all that is made, the environment too
