@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.stats import beta
 
 from hbm.conflict import SPREAD, prior_conflict, resolve_conflict
 from hbm.data import GENRES, SIZE_MIXTURE
@@ -336,11 +337,14 @@ def alarm_study(n_sequences: int, *, discount: float = DISCOUNT, seed: int = 42)
     DataFrame
         One row a change of `CHANGES`: ``change, alarm`` and ``alarm_se``, the share of sequences
         with an alarm after four batches of memory; ``named`` and ``named_se``, the share in
-        which the alarm named what had changed.
+        which the alarm named what had changed. The errors are those of Jeffreys' posterior of
+        the share, which are not 0 where all or none were noticed.
     """
     found = gathered(replicate(_alarms, n_sequences, seed=seed, discount=discount))
     groups = found.groupby("change", sort=False)[["alarm", "named"]]
-    table = pd.concat([groups.mean(), groups.sem().add_suffix("_se")], axis=1)
+    posterior = beta(groups.sum() + 0.5, n_sequences - groups.sum() + 0.5)
+    errors = pd.DataFrame(posterior.std(), groups.mean().index, ["alarm_se", "named_se"])
+    table = pd.concat([groups.mean(), errors], axis=1)
     return table[["alarm", "alarm_se", "named", "named_se"]].reset_index()
 
 

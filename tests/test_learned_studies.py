@@ -116,6 +116,9 @@ def test_wandering_is_scored_by_discount():
 def test_alarms_are_counted_by_change():
     table = alarm_study(3).set_index("change")
     assert list(table.index) == list(CHANGES)
+    hits = 3 * table["alarm"]
+    share = (hits + 0.5) / 4
+    np.testing.assert_allclose(table["alarm_se"], np.sqrt(share * (1 - share) / 5))
     assert table.loc["sigma_creator by a half", "alarm"] >= table.loc["nothing", "alarm"]
 
 
