@@ -39,8 +39,8 @@ from hbm.plots.posterior import (
     plot_trace,
 )
 from hbm.plots.priors import plot_change, plot_weeks
-from hbm.plots.revenue import plot_revenue_parts, plot_skew
 from hbm.plots.production import plot_agreement, plot_confidence, plot_variational
+from hbm.plots.revenue import plot_revenue_parts, plot_skew
 from hbm.plots.robust import plot_outlier
 from hbm.plots.rollouts import (
     plot_event_study,
@@ -54,8 +54,8 @@ from hbm.plots.studies import plot_standard_errors
 
 __all__ = [
     "enable_themes",
-    "plot_cells",
     "plot_agreement",
+    "plot_cells",
     "plot_change",
     "plot_confidence",
     "plot_coverage_by_distance",
