@@ -66,10 +66,14 @@ def revenue_estimates(
     for name in estimators:
         model, _, how = name.partition(", ")
         if model.startswith("hurdle"):
-            settings = {"engine": "laplace", "draws": 500, "chains": 1, "random_seed": random_seed}
-            payers = payers or fit_part(Payers.of(arms), arms, **settings)
+            settings = {"engine": "laplace", "draws": 500, "chains": 1}
+            payers = payers or fit_part(Payers.of(arms), arms, random_seed=random_seed, **settings)
             payments = model.removeprefix("hurdle-")
-            fit = combine(payers, fit_part(PAYMENTS[payments].of(arms), arms, **settings), payments)
+            # Another seed: with the same, the draws of the two parts would go together.
+            part = fit_part(
+                PAYMENTS[payments].of(arms), arms, random_seed=random_seed + 1, **settings
+            )
+            fit = combine(payers, part, payments)
             made[name] = extract_revenue_estimates(fit, arms, smearing=not how)
         else:
             data = arms if not how else _tamed(users, how)
