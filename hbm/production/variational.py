@@ -330,7 +330,7 @@ def variational_comparison(
         hyperparameter, ``genre means`` or ``effects``); ``error``, the root mean square over the
         quantity's values of the error of the mean, in exact standard deviations; ``sd_ratio``,
         the geometric mean of the approximate standard deviations relative to the exact ones;
-        ``seconds`` of the whole fit. The exact engine has rows too, by definition without error.
+        ``seconds`` of processor time of the whole fit. The exact engine has rows too, by definition without error.
     """
     platforms = replicate(_compare, n_platforms, seed=seed, priors=priors, platform=platform)
     return pd.concat(
@@ -346,7 +346,8 @@ def variational_table(comparison: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         One row a fit: ``method, model``; for the standard deviation of creators and for the
         effects the mean error and its Monte Carlo error, as text; the geometric mean of the ratio
-        of standard deviations for these and for sigma_genre; the median of the seconds.
+        of standard deviations for these and for sigma_genre; the median of the seconds of
+        processor time.
     """
     rows = []
     for (method, model), fits in comparison.groupby(["method", "model"], sort=False):
@@ -364,11 +365,11 @@ def variational_table(comparison: pd.DataFrame) -> pd.DataFrame:
 def _compare(rng: np.random.Generator, *, priors: Priors, platform: dict) -> pd.DataFrame:
     summaries, _ = simulate_summaries(rng, **platform)
     data = Estimates.from_frame(summaries)
-    start = time.perf_counter()
+    start = time.process_time()
     exact = _exact(summaries, data, priors)
     rows = _rows(("exact engine", "effects integrated out"), exact, exact, start)
     for name, (method, model) in METHODS.items():
-        start = time.perf_counter()
+        start = time.process_time()
         target = model(data, priors)
         drawn = method(target, rng)
         hyper = Moments(*(np.array(part) for part in _hyper_moments(_hyper(drawn))))
@@ -392,7 +393,7 @@ def _exact(summaries: pd.DataFrame, data: Estimates, priors: Priors):
 
 
 def _rows(name: tuple[str, str], found, exact, start: float) -> list[dict]:
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     quantities = [(label, 0, k) for k, label in enumerate(HYPERPARAMETERS)]
     quantities += [("genre means", 1, slice(None)), ("effects", 2, slice(None))]
     rows = []
