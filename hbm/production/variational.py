@@ -330,7 +330,8 @@ def variational_comparison(
         hyperparameter, ``genre means`` or ``effects``); ``error``, the root mean square over the
         quantity's values of the error of the mean, in exact standard deviations; ``sd_ratio``,
         the geometric mean of the approximate standard deviations relative to the exact ones;
-        ``seconds`` of processor time of the whole fit. The exact engine has rows too, by definition without error.
+        ``seconds`` of processor time of the whole fit. The exact engine has rows too, by
+        definition without error.
     """
     platforms = replicate(_compare, n_platforms, seed=seed, priors=priors, platform=platform)
     return pd.concat(
