@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from hbm.plots import look
 
@@ -18,8 +18,21 @@ _CASES = {
 
 _WORLDS = ((look.BLUE, "o"), (look.ORANGE, "D"))
 
+_QUANTITIES = {
+    "mu_global": "platform mean",
+    "sigma_genre": "sd of genres",
+    "sigma_creator": "sd of creators",
+}
+
 _FITS = ((look.BLUE, "o"), (look.SKY, "s"), (look.VERMILLION, "^"), (look.ORANGE, "v"),
          (look.GREEN, "D"), (look.PURPLE, "P"))  # fmt: skip
+
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def _power(value: float, _) -> str:
+    return "10" + f"{np.log10(value):.0f}".translate(_RAISED)
 
 
 @look.house
@@ -39,6 +52,7 @@ def plot_agreement(study: pd.DataFrame, *, figsize=None) -> Figure:
         ax.fill_between(middle.index, low, high, color=colour, alpha=0.15, linewidth=0)
         ax.plot(middle.index, middle, color=colour, marker=marker, markersize=5, label=label)
     ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(FuncFormatter(_power))
     look.log_x(ax, "creators in the night's fit")
     ax.set_xticks(sizes := sorted(study["n_night"].unique()), [f"{n:,}" for n in sizes])
     ax.set_xticks([], minor=True)
@@ -65,9 +79,9 @@ def plot_confidence(tables: dict[str, pd.DataFrame], *, figsize=None) -> Figure:
             table["promised"], table["saved"], 2 * table["saved_se"], label=name, **style
         )
     for ax in (left, right):
-        ends = ax.get_xlim()
-        ax.axline((1, 1), slope=1, color=look.FAINT, linestyle="--", linewidth=1, zorder=1)
-        ax.set_xlim(ends)
+        ends = ax.get_xlim(), ax.get_ylim()
+        ax.axline((0, 0), slope=1, color=look.FAINT, linestyle="--", linewidth=1, zorder=1)
+        ax.set(xlim=ends[0], ylim=ends[1])
     left.set_xlabel("confidence")
     left.set_ylabel("share nearer to the truth\nthan the plain estimate")
     for axis in (left.xaxis, left.yaxis):
@@ -104,7 +118,7 @@ def plot_variational(comparison: pd.DataFrame, *, figsize=None) -> Figure:
     ax.set_xscale("log")
     ax.set_xticks(ticks := [0.03, 0.1, 0.3, 1, 3], [f"{x:g}" for x in ticks])
     ax.set_xticks([], minor=True)
-    ax.set_yticks(range(len(quantities)), [look.label(q.replace("_", " ")) for q in quantities])
+    ax.set_yticks(range(len(quantities)), [_QUANTITIES.get(q, q) for q in quantities])
     ax.invert_yaxis()
     ax.set_xlabel("standard deviation / exact standard deviation (log scale)")
     look.below(fig, ncols=2)
