@@ -10,6 +10,7 @@ function Div(cell)
   local output = pandoc.Div(shown, pandoc.Attr("", cell.classes, cell.attributes)):walk({
     Image = function(image)
       image.identifier, image.caption = "", {}
+      image.attributes.loading = "lazy" -- the figures of the other theme are not fetched
       return image
     end,
     Figure = function(figure)

@@ -284,6 +284,7 @@ local function image(el)
   local alt, pdf = el.attributes["fig-alt"] or pandoc.utils.stringify(el.caption), el.attributes.pdf
   local path = from_root(typst and pdf or el.src)
   el.attributes["fig-alt"], el.attributes.pdf = nil, nil
+  if not typst then el.attributes.loading = "lazy" end -- a hidden theme's figures are not fetched
   files[path] = here.file
   if typst and el.classes:includes "dark-content" then return {} end
   if typst then

@@ -34,7 +34,9 @@ if ($("search") && location.protocol !== "file:") {
   const up = $("search").dataset.up;
   const sheet = Object.assign(document.createElement("link"), { rel: "stylesheet", href: up + "pagefind/pagefind-ui.css" });
   const script = Object.assign(document.createElement("script"), { src: up + "pagefind/pagefind-ui.js" });
-  script.onload = () => new PagefindUI({ element: "#search", showImages: false,
-    translations: { placeholder: "Search the book" } });
+  script.onload = () => {
+    new PagefindUI({ element: "#search", showImages: false, translations: { placeholder: "Search the book" } });
+    $("search").querySelector("input").setAttribute("aria-label", "Search the book");
+  };
   document.head.append(sheet, script);
 }

@@ -29,6 +29,7 @@ from hbm.plots.grouping import (
     plot_separation,
     plot_shrinkage_analysis,
 )
+from hbm.plots.hover import hover_shrinkage
 from hbm.plots.look import enable_themes, themed
 from hbm.plots.posterior import (
     plot_genre_posteriors,
@@ -58,6 +59,7 @@ __all__ = [
     "plot_cells",
     "plot_change",
     "plot_confidence",
+    "hover_shrinkage",
     "plot_coverage_by_distance",
     "plot_coverage_width",
     "plot_creators",

@@ -8,8 +8,10 @@ ids) is drawn as it is, never read as mathematics.
 from __future__ import annotations
 
 import pickle
+from base64 import b64decode, b64encode
 from collections.abc import Iterable
 from functools import wraps
+from io import BytesIO
 from textwrap import shorten
 
 import matplotlib
@@ -171,7 +173,18 @@ def _show_themes(fig: Figure) -> None:
                 # The size asked for, and no date, so that the same figure gives the same bytes.
                 out = write(version, bbox_inches=None, metadata={"Date": None})
                 data[mime], metadata[mime] = out if isinstance(out, tuple) else (out, {})
+                if mime == "image/png":
+                    data[mime] = _lighter(data[mime])
         publish_display_data(data, metadata)
+
+
+def _lighter(image: str) -> str:
+    """Give a picture (PNG in base 64) a palette: a third of its bytes, and the same to the eye."""
+    from PIL import Image
+
+    picture, out = Image.open(BytesIO(b64decode(image))).convert("RGB"), BytesIO()
+    picture.quantize(256, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    return b64encode(out.getvalue()).decode()
 
 
 # --------------------------------------------------------------------------------- helpers
