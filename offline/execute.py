@@ -134,7 +134,9 @@ def fingerprint(project, chapter, todo):
     for name in sorted(set(listed)):
         path = project.root / name
         inside = name.split("/")[0] in packages
-        if path.is_file() and (not inside or path.suffix in (".py", ".js", ".css", ".html", ".csv", ".json")):
+        if path.is_file() and (
+            not inside or path.suffix in (".py", ".js", ".css", ".html", ".csv", ".json")
+        ):
             digest.update(name.encode() + path.read_bytes())
     return digest.hexdigest()
 

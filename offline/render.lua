@@ -7,6 +7,7 @@ local kinds = { fig = "Figure", tbl = "Table", eq = "Equation", sec = "Section" 
 local callouts = { note = "Note", tip = "Tip", warning = "Warning", important = "Important",
   caution = "Caution" }
 local labels, problems, files, page_of = {}, pandoc.List(), {}, {}
+local links = book.links and dofile(book.links) -- the book's own filter, if it has one
 local here, tabsets = nil, 0 -- the page at work; how many tabsets there have been
 
 local function problem(label, text) problems:insert { file = here.file, label = label, text = text } end
@@ -322,7 +323,9 @@ local function open_page(page)
   page.sections = book.sections and page.meta["number-sections"] ~= false
     and (page.number or not book.is_book)
   page_of[page.file] = page
-  local blocks = pandoc.read(page.markdown, "markdown").blocks:walk(prepare)
+  local blocks = pandoc.read(page.markdown, "markdown").blocks
+  if links and not typst then blocks = links(blocks, page.file, book.root) end
+  blocks = blocks:walk(prepare)
   local title = blocks[1] and blocks[1].t == "Header" and blocks[1].level == 1 and blocks:remove(1)
   page.title, page.anchor = title and title.content or pandoc.Inlines(page.stem), page.stem
   if title and title.identifier:match "^sec%-" then

@@ -16,6 +16,7 @@ import typst
 
 from .book import BuildError, Project
 from .execute import execute
+from .notebooks import write_notebooks
 from .weave import weave
 
 HERE = Path(__file__).parent
@@ -36,6 +37,8 @@ def render(root, output_dir=None, parameters=None):
         if project.typst is not None:
             typeset(project, facts, site)
         if project.html is not None:
+            if facts["links"]:
+                write_notebooks(project, site)
             write_site(project, facts, site)
         publish(project.root, site, target)
     if not parameters:
@@ -95,8 +98,11 @@ def description(project, pages):
             "style": (HERE / "style.css").read_text("utf-8"),
             "script": (HERE / "script.js").read_text("utf-8"),
         }
+    links = project.root / "chapters" / "links.lua"
     return {
         "pages": pages,
+        "root": str(project.root),
+        "links": str(links) if links.exists() else None,
         "title": title,
         "description": book.get("description"),
         "facts": facts,

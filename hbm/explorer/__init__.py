@@ -46,7 +46,9 @@ def creator_explorer(readouts: pd.DataFrame, *, unit: str, digits: int = 2) -> s
     html = (_HERE / "explorer.html").read_text("utf-8")
     parts = {
         "STYLE": (_HERE / "explorer.css").read_text("utf-8"),
-        "DATA": json.dumps(state, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
+        "DATA": json.dumps(state, ensure_ascii=False, separators=(",", ":")).replace(
+            "<", "\\u003c"
+        ),
         "LIBRARY": library,
         "SCRIPT": (_HERE / "explorer.js").read_text("utf-8"),
     }

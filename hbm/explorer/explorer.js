@@ -19,7 +19,7 @@ const plain = known("plain");
 const end = (share) => plain[Math.round(share * (plain.length - 1))] ?? 0;
 const low = Math.min(0, known("pooled_lower")[0] ?? 0, end(0.02));
 const high = Math.max(0, known("pooled_upper").at(-1) ?? 0, end(0.98));
-const WIDTH = 130;
+const WIDTH = 110;
 const x = (value) => 6 + (WIDTH - 12) * Math.min(Math.max((value - low) / (high - low || 1), -0.02), 1.02);
 
 function picture(row) {
@@ -57,7 +57,7 @@ const grid = jQuery(table).DataTable({
     { title: "Pooled, 95% interval", data: at.pooled, className: "number",
       render: shown((_, row) => interval(row[at.pooled], row[at.pooled_lower], row[at.pooled_upper])) },
     { title: "Plain", data: at.plain, render: number, className: "number" },
-    { title: "Plain ×, pooled ●", data: null, orderable: false, searchable: false,
+    { title: "× plain ● pooled", data: null, orderable: false, searchable: false,
       render: (_, kind, row) => (kind === "display" ? picture(row) : "") },
     { title: "P(&gt;&nbsp;0)", data: at.p_positive, render: number, className: "number" },
     { title: "Shrinkage", data: at.shrinkage, render: number, className: "number" },
