@@ -100,7 +100,9 @@ local function downloads(blocks, file, up)
   local name, line, seen = pandoc.path.filename(file):gsub("%.qmd$", ".ipynb"), pandoc.Inlines {}, {}
   local function add(text, target, label)
     line:extend { pandoc.Str(text), pandoc.Space() }
-    line:insert(pandoc.Link(label, up .. target, "", { download = label }))
+    -- Quarto need not look for a chapter behind it.
+    local marks = { download = label, ["data-noresolveinput"] = "true" }
+    line:insert(pandoc.Link(label, up .. target, "", marks))
   end
   add("Notebook:", "notebooks/" .. name, name)
   blocks:walk { CodeBlock = function(block)

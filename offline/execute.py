@@ -19,6 +19,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from .book import BuildError, Line
 
 INLINE = re.compile(r"(?<!`)`{python}[ \t]+([^`]+)`")
+CODE = {".py", ".js", ".css", ".html", ".csv", ".json"}  # what a package's outputs hang on
 HIDDEN = "the parameters given"
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 DEFAULTS = {
@@ -134,9 +135,7 @@ def fingerprint(project, chapter, todo):
     for name in sorted(set(listed)):
         path = project.root / name
         inside = name.split("/")[0] in packages
-        if path.is_file() and (
-            not inside or path.suffix in (".py", ".js", ".css", ".html", ".csv", ".json")
-        ):
+        if path.is_file() and (not inside or path.suffix in CODE):
             digest.update(name.encode() + path.read_bytes())
     return digest.hexdigest()
 

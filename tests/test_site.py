@@ -8,6 +8,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin
 
+import nbformat
 import pytest
 import yaml
 from pypdf import PdfReader
@@ -102,13 +103,45 @@ def test_page_opens_without_error_or_outside_request(page, address, path):
     assert not outside
 
 
+def violations(page):
+    """What axe calls serious or critical, each with the first elements concerned."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    return [
+        (found["id"], [node["target"] for node in found["nodes"][:3]])
+        for found in Axe().run(page).response["violations"]
+        if found["impact"] in ("serious", "critical")
+    ]
+
+
+SWITCH = "#theme, .quarto-color-scheme-toggle:visible"
+
+
 @needs_browser
 @pytest.mark.parametrize("path", PAGES)
-def test_page_fits_a_phone(page, address, path):
+def test_axe_finds_nothing_serious_in_light_or_dark(page, address, path):
+    page.goto(address + path, wait_until="networkidle")
+    assert not violations(page)
+    page.locator(SWITCH).first.click()
+    page.wait_for_timeout(500)  # until the colours have faded over
+    assert not violations(page)
+
+
+@needs_browser
+@pytest.mark.parametrize("path", PAGES)
+def test_page_fits_a_phone_and_axe_finds_nothing_serious(page, address, path):
     page.set_viewport_size({"width": 375, "height": 800})
     page.goto(address + path, wait_until="networkidle")
     width = page.evaluate("document.documentElement.scrollWidth")
     assert width <= 375
+    assert not violations(page)
+
+
+@needs_browser
+def test_axe_would_notice(page, address):
+    page.goto(address + "index.html", wait_until="networkidle")
+    page.evaluate("document.querySelector('main img').removeAttribute('alt')")
+    assert any(rule == "image-alt" for rule, _ in violations(page))
 
 
 @needs_browser
@@ -120,7 +153,7 @@ def test_theme_switch_changes_colours_and_figures(page, address):
     dark = page.locator(".dark-content").first
     assert light.is_visible()
     assert not dark.is_visible()
-    page.locator("#theme, .quarto-color-scheme-toggle:visible").first.click()
+    page.locator(SWITCH).first.click()
     assert page.evaluate(background) != before
     assert dark.is_visible()
     assert not light.is_visible()
@@ -136,6 +169,77 @@ def test_search_finds_a_phrase(page, address):
     found = page.locator(".pagefind-ui__result-link, .aa-Item a").first
     found.wait_for(timeout=10_000)
     assert ".html" in found.get_attribute("href")
+
+
+@pytest.fixture
+def explorer(page, address):
+    page.goto(address + "chapters/06-readout.html", wait_until="networkidle")
+    page.locator("#explorer tbody tr").first.wait_for()
+    return page.locator("#explorer")
+
+
+def column(explorer, number):
+    return explorer.locator(f"tbody tr td:nth-child({number})").all_inner_texts()
+
+
+@needs_browser
+class TestExplorer:
+    def test_finds_a_creator_by_part_of_its_id_and_by_genre(self, explorer):
+        explorer.get_by_label("Find a creator").fill("village-01")
+        assert {name[:-1] for name in column(explorer, 1)} == {"village-01"}
+        explorer.get_by_label("Find a creator").fill("")
+        explorer.get_by_label("Genre", exact=True).select_option("2 to 3 km")
+        assert set(column(explorer, 2)) == {"2 to 3 km"}
+        explorer.get_by_label("Verdict", exact=True).select_option("unclear")
+        assert all("unclear" in verdict for verdict in column(explorer, 9))
+
+    @pytest.mark.parametrize("number", [3, 4, 5, 7, 8])
+    def test_sorts_by_keyboard(self, explorer, number):
+        explorer.get_by_label("a page").select_option("100")
+        button = explorer.locator(f"thead th:nth-child({number}) .dt-column-order")
+        orders = []
+        for _ in range(2):
+            button.press("Enter")
+            cells = column(explorer, number)
+            orders.append([float(c.split()[0].replace("−", "-").replace(",", "")) for c in cells])
+        assert len(orders[0]) == 100
+        assert {tuple(sorted(o)) == tuple(o) for o in orders} == {True, False}
+        assert {tuple(sorted(o, reverse=True)) == tuple(o) for o in orders} == {True, False}
+
+    def test_shows_plain_against_pooled_and_saves_what_is_listed(self, page, explorer):
+        assert explorer.locator("tbody svg").count() == 10
+        explorer.get_by_label("Genre", exact=True).select_option("0 to 1 km")
+        with page.expect_download() as download:
+            explorer.get_by_role("button", name="Save as CSV").click()
+        lines = Path(download.value.path()).read_text("utf-8").splitlines()
+        count = int(re.search(r"of ([\d,]+)", explorer.locator(".dt-info").inner_text())[1])
+        assert lines[0].startswith("creator_id,genre,n_total,plain,")
+        assert len(lines) == 1 + count
+        assert all(",0 to 1 km," in line for line in lines[1:])
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("path", "label"),
+    [("03-model", "fig-shrinkage"), ("06-readout", "fig-readout-shrinkage")],
+)
+def test_shrinkage_plot_tells_who_a_point_is(page, address, path, label):
+    page.goto(f"{address}chapters/{path}.html", wait_until="networkidle")
+    picture = page.locator(f"#{label} img:visible").first
+    picture.scroll_into_view_if_needed()
+    points = page.evaluate(
+        f"JSON.parse(document.querySelector('script.hover[data-figure={label}]').textContent)"
+    )
+    note, box = page.locator(".hover-note"), picture.bounding_box()
+    x, y, told = max(points)  # the rightmost has no near neighbour
+    page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+    assert note.inner_text() == told
+    assert {"plain", "pooled"} <= set(told.split())
+    page.mouse.move(box["x"] + 1, box["y"] + 1)
+    assert not note.is_visible()
+    link = page.locator(f"#{label} a:visible").first
+    link.press("ArrowRight")
+    assert note.inner_text() == points[0][2]
 
 
 def anchors(html: str) -> set[str]:
@@ -158,6 +262,33 @@ def test_every_internal_link_resolves():
     assert not broken
 
 
+@pytest.mark.parametrize("path", PAGES)
+def test_page_weighs_less_than_two_megabytes(path):
+    """The page and what it alone shows, in both themes; what all pages share is fetched once."""
+    html = (SITE / path).read_text("utf-8")
+    own = set(re.findall(r'<img\b[^>]*\bsrc="([^":]+)"', html))
+    files = [SITE / urljoin(path, unquote(name)) for name in own]
+    assert sum(file.stat().st_size for file in [SITE / path, *files]) < 2_000_000
+
+
+@pytest.mark.parametrize("path", [page for page in PAGES if "references" not in page])
+def test_page_links_terms_once_and_to_the_glossary(path):
+    html = (SITE / path).read_text("utf-8")
+    terms = re.findall(r'<a\b[^>]*\bhref="[^"]*#(term-[^"]+)"', html)
+    assert len(terms) == len(set(terms))
+    assert bool(terms) != path.endswith("b-glossary.html")
+
+
+@pytest.mark.parametrize("path", [p for p in PAGES if not re.search("references|glossary", p)])
+def test_page_offers_its_notebook(path):
+    html = (SITE / path).read_text("utf-8")
+    name = "notebooks/" + Path(path).stem + ".ipynb"
+    assert re.search(rf'<a\b[^>]*\bhref="[^"]*{name}"', html)
+    book = nbformat.read(SITE / name, as_version=4)
+    nbformat.validate(book)
+    assert any(cell.cell_type == "code" for cell in book.cells)
+
+
 @pytest.mark.parametrize("label", LABELS)
 def test_required_label_is_in_the_rendered_book(label):
     assert any(f'id="{label}"' in (SITE / path).read_text("utf-8") for path in PAGES)
@@ -173,6 +304,19 @@ def test_images_have_alt_texts():
     for path in PAGES:
         for image in re.findall(r"<img\b[^>]*>", (SITE / path).read_text("utf-8")):
             assert re.search(r'\balt="[^"]{20,}"', image), f"{path}: {image[:120]}"
+
+
+def structure(pdf):
+    """Every element of the tree that tells a screen reader what the PDF is made of."""
+    pending = [pdf.trailer["/Root"]["/StructTreeRoot"]]
+    while pending:
+        element = pending.pop().get_object()
+        if isinstance(element, list):
+            pending += element
+        elif isinstance(element, dict):
+            yield element
+            if "/K" in element:
+                pending.append(element["/K"])
 
 
 class TestPdf:
@@ -199,8 +343,34 @@ class TestPdf:
                 start = re.sub(r"\s+", "", caption)[:25].replace("'", "’")
                 assert start in text.replace("'", "’"), f"{source}: {caption}"
 
+    def test_has_every_figure_and_every_cell_of_it_has_an_alternative_text(self):
+        """Figures are drawn as vectors; a tagged PDF has one Figure with its text for each."""
+        tagged = [element for element in structure(self.pdf()) if element.get("/S") == "/Figure"]
+        texts = "".join(re.sub(r"\W", "", str(element.get("/Alt", ""))) for element in tagged)
+        for source in sources():
+            content = (ROOT / source).read_text("utf-8")
+            for alt in re.findall(r'#\| fig-alt: "([^"\\]+)"', content):
+                assert re.sub(r"\W", "", alt)[:60] in texts, f"{source}: {alt}"
+
+    def test_links_lead_somewhere(self):
+        pdf, named, count = self.pdf(), set(self.pdf().named_destinations), 0
+        for page in pdf.pages:
+            for link in page.get("/Annots", []):
+                link = link.get_object()
+                action = link.get("/A", {})
+                target = link.get("/Dest", action.get("/D"))
+                count += 1
+                if "/URI" in action:
+                    assert re.match(r"https?://|mailto:", action["/URI"])
+                elif isinstance(target, str):
+                    assert target in named
+                else:
+                    assert target is not None
+                    assert target[0].get_object()["/Type"] == "/Page"
+        assert count > 200
+
     def test_fonts_are_embedded_and_no_markup_is_left(self):
-        for page in self.pdf().pages[:20]:
+        for page in self.pdf().pages:
             for font in page["/Resources"].get("/Font", {}).values():
                 font = font.get_object()
                 inner = font.get("/DescendantFonts", [font])[0].get_object()

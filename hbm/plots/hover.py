@@ -13,12 +13,16 @@ from hbm.plots.estimates import plot_shrinkage
 
 _SCRIPT = Path(__file__).with_name("hover.js")
 _STYLE = """\
-.hover-note { position: fixed; z-index: 10; max-width: 20rem; padding: 0.3rem 0.6rem; font-size: 0.85rem;
-  white-space: pre-line; pointer-events: none; color: #fff; background: #212529; border: 1px solid #a3abb3;
-  border-radius: 0.3rem; }
+.hover-note {
+  position: fixed; z-index: 10; max-width: 20rem; padding: 0.3rem 0.6rem; font-size: 0.85rem;
+  white-space: pre-line; pointer-events: none;
+  color: #fff; background: #212529; border: 1px solid #a3abb3; border-radius: 0.3rem;
+}
 .hover-note:empty { display: none; }
-.hover-note::after { content: ""; position: absolute; left: calc(var(--x) - 7px); top: calc(var(--y) - 7px);
-  width: 12px; height: 12px; border: 2px solid #c8102e; border-radius: 50%; }"""
+.hover-note::after {
+  content: ""; position: absolute; left: calc(var(--x) - 7px); top: calc(var(--y) - 7px);
+  width: 12px; height: 12px; border: 2px solid #c8102e; border-radius: 50%;
+}"""
 
 
 def hover_shrinkage(
