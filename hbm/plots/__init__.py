@@ -55,11 +55,11 @@ from hbm.plots.studies import plot_standard_errors
 
 __all__ = [
     "enable_themes",
+    "hover_shrinkage",
     "plot_agreement",
     "plot_cells",
     "plot_change",
     "plot_confidence",
-    "hover_shrinkage",
     "plot_coverage_by_distance",
     "plot_coverage_width",
     "plot_creators",
