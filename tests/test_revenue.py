@@ -461,6 +461,16 @@ def test_a_study_scores_every_estimator():
     assert made.loc[made["size_bin"] == "all creators", "mse"].notna().all()
 
 
+def test_the_parts_are_drawn_independently(small, arms):
+    """With one seed for both, their draws go together, and dollars scatter far too widely."""
+    fit = fit_revenue_model(arms, payments="gamma", engine="laplace")
+    draws = [fit[part]["posterior"]["effect_mu_global"].values.ravel() for part in fit.children]
+    assert abs(np.corrcoef(draws)[0, 1]) < K / np.sqrt(len(draws[0]))
+    direct = extract_revenue_estimates(fit, arms)
+    studied = study.revenue_estimates(small[0], ["hurdle-gamma"])["hurdle-gamma"]
+    assert np.mean(studied["se"] / direct["se"]) == pytest.approx(1, abs=0.04)
+
+
 def test_a_ratio_of_means_has_the_error_of_the_delta_method(rng):
     top, bottom = (pd.Series(rng.gamma(4, 1, 200_000) + x) for x in (1.0, 0.0))
     parts = [slice(i, i + 200) for i in range(0, 200_000, 200)]
