@@ -426,8 +426,8 @@ def _memory(content):
 def test_a_file_that_is_not_there_is_another_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_priors(tmp_path / "none.json")
-    with pytest.raises(FileNotFoundError):
-        save_priors(KNOWN, tmp_path / "none" / "priors.json")
+    made = save_priors(KNOWN, tmp_path / "new" / "folder" / "priors.json")
+    assert load_priors(made) == KNOWN
 
 
 # ------------------------------------------------------------------------- refusals
