@@ -75,7 +75,7 @@ bench: $(READY)  ## measure speed and memory, for the table in benchmarks
 
 lint: $(READY)  ## check code and chapters, and mend what can be mended
 	@.venv/bin/ruff format --quiet . && .venv/bin/ruff check --quiet --fix .
-	@.venv/bin/panache lint --fix index.qmd chapters
+	@ulimit -v 4000000; .venv/bin/panache lint --fix index.qmd chapters
 	@$(PYTHON) -m pytest tests/test_book.py
 
 readme: $(READY)  ## renew the picture and the table of the README
