@@ -201,8 +201,10 @@ class TestExplorer:
         for _ in range(2):
             button.press("Enter")
             cells = column(explorer, number)
-            orders.append([float(c.split()[0].replace("−", "-").replace(",", "")) for c in cells])
-        assert len(orders[0]) == 100
+            known = [cell.split()[0] for cell in cells if cell != "–"]
+            assert cells[len(known) :] == ["–"] * (len(cells) - len(known))  # unknown ones last
+            orders.append([float(text.replace("−", "-").replace(",", "")) for text in known])
+        assert len(orders[0]) > 50
         assert {tuple(sorted(o)) == tuple(o) for o in orders} == {True, False}
         assert {tuple(sorted(o, reverse=True)) == tuple(o) for o in orders} == {True, False}
 

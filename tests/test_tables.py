@@ -1,10 +1,14 @@
 """Markdown tables: real tables, with text from data shown as text."""
 
+import base64
+import io
+import re
+
 import pandas as pd
 import pypandoc
 import pytest
 
-from hbm.tables import escape, interval_text, markdown_table
+from hbm.tables import csv_link, escape, interval_text, markdown_table
 
 
 def to_html(markdown: str) -> str:
@@ -58,3 +62,11 @@ def test_interval_text():
 
 def test_escape_keeps_one_line():
     assert escape("a\n  b") == "a b"
+
+
+def test_csv_link_holds_the_table():
+    frame = pd.DataFrame({"creator": ["a", "b,c"], "effect": [0.25, -1.5]})
+    link = csv_link(frame, "x.csv", "The table")
+    data = re.search(r'download="x.csv" href="data:text/csv;base64,([^"]+)"', link)[1]
+    pd.testing.assert_frame_equal(pd.read_csv(io.BytesIO(base64.b64decode(data))), frame)
+    assert link.startswith("```{=html}\n")

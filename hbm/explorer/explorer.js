@@ -31,6 +31,10 @@ function picture(row) {
     `<path class="plain" d="M${p - 3.5} 5.5l7 7m0-7l-7 7"/></svg>`;
 }
 
+// Creators that could not be estimated come last, whichever way numbers are sorted.
+const sorted = (sign) => (a, b) => (a === null) - (b === null) || sign * (a - b);
+Object.assign(jQuery.fn.dataTable.ext.type.order, { "known-asc": sorted(1), "known-desc": sorted(-1) });
+
 const table = document.createElement("table");
 table.className = "explored";
 table.setAttribute("aria-label", "Readouts of all creators");
@@ -53,14 +57,14 @@ const grid = jQuery(table).DataTable({
   columns: [
     { title: "Creator", data: at.creator_id, render: text },
     { title: "Genre", data: at.genre, render: text },
-    { title: "Users", data: at.n_total, render: shown((n) => n?.toLocaleString("en") ?? "–"), className: "number" },
-    { title: "Pooled, 95% interval", data: at.pooled, className: "number",
+    { title: "Users", data: at.n_total, render: shown((n) => n?.toLocaleString("en") ?? "–"), className: "number", type: "known" },
+    { title: "Pooled, 95% interval", data: at.pooled, className: "number", type: "known",
       render: shown((_, row) => interval(row[at.pooled], row[at.pooled_lower], row[at.pooled_upper])) },
-    { title: "Plain", data: at.plain, render: number, className: "number" },
+    { title: "Plain", data: at.plain, render: number, className: "number", type: "known" },
     { title: "× plain ● pooled", data: null, orderable: false, searchable: false,
       render: (_, kind, row) => (kind === "display" ? picture(row) : "") },
-    { title: "P(&gt;&nbsp;0)", data: at.p_positive, render: number, className: "number" },
-    { title: "Shrinkage", data: at.shrinkage, render: number, className: "number" },
+    { title: "P(&gt;&nbsp;0)", data: at.p_positive, render: number, className: "number", type: "known" },
+    { title: "Shrinkage", data: at.shrinkage, render: number, className: "number", type: "known" },
     { title: "Verdict", data: at.verdict,
       render: shown((verdict) => `<span class="${escape(verdict)}">${signs[verdict] ?? ""} ${escape(verdict)}</span>`) },
   ].map((column) => ({ ...column, searchable: [at.creator_id, at.genre].includes(column.data) })),
