@@ -4,6 +4,7 @@ Nothing is rendered. Each chapter runs in this terminal, which shows how far its
 results are kept in the store, where the next render finds them.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -27,8 +28,9 @@ def main():
             code = Path(folder, "chapter.ipy")
             code.write_text(script(project, chapter), "utf-8")
             begun = time.perf_counter()
-            command = [sys.executable, "-m", "IPython", "--quick", "--matplotlib=agg", str(code)]
-            ran = subprocess.run(command, cwd=workplace(project, chapter), check=False)
+            command = [sys.executable, "-m", "IPython", "--quick", str(code)]
+            env = os.environ | {"MPLBACKEND": "agg"}
+            ran = subprocess.run(command, cwd=workplace(project, chapter), env=env, check=False)
             if ran.returncode:
                 raise BuildError(f"{chapter.file}: its code failed")
             print(f"studies: {chapter.file}  {time.perf_counter() - begun:.0f} s", file=sys.stderr)
