@@ -107,8 +107,8 @@ def test_mean_field_has_the_conditional_sds_of_a_normal(normal, rng):
 
 def test_the_comparison_has_a_row_for_all_and_no_error_for_the_exact_engine(monkeypatch):
     monkeypatch.setattr(variational, "STEPS", 300)
-    found = variational_comparison(2, n_creators_per_genre=4)
-    assert len(found) == 2 * (len(METHODS) + 1) * 5
+    found = variational_comparison(1, n_creators_per_genre=4)  # one needs no other process
+    assert len(found) == (len(METHODS) + 1) * 5
     exact = found[found["method"] == "exact engine"]
     assert (exact["error"] == 0).all()
     np.testing.assert_allclose(exact["sd_ratio"], 1)
@@ -129,17 +129,16 @@ def test_mean_field_is_what_pymc_finds(rng):
 
     data = Estimates.from_frame(simulate_summaries(3, n_creators_per_genre=8)[0])
     with _centered(data, Priors()):
-        found = pm.fit(
-            8000, random_seed=1, obj_optimizer=pm.adam(learning_rate=0.01), progressbar=False
-        )
+        # Twenty draws a step, for it ends with the last step instead of an average.
+        adam = pm.adam(learning_rate=0.01)
+        found = pm.fit(6000, random_seed=1, obj_optimizer=adam, obj_n_mc=20, progressbar=False)
         theirs = found.sample(4000, random_seed=1, return_inferencedata=False)
     target = centred(data, Priors())
     ours = advi(target, rng)
     tau = target.effects(ours)[1].mean
     sd = theirs["tau"].std(axis=0)
-    # PyMC ends with its last step, which is noisy; so all creators are judged together.
     z = (tau.mean(axis=0) - theirs["tau"].mean(axis=0)) / sd
-    assert np.sqrt(np.mean(np.square(z))) < 0.15
+    assert np.sqrt(np.mean(np.square(z))) < 0.1
     np.testing.assert_allclose(np.log(tau.std(axis=0) / sd).mean(), 0, atol=0.05)
     for place, name in enumerate(("mu_global", "sigma_genre", "sigma_creator")):
         values = ours[:, place] if not place else np.exp(ours[:, place])
