@@ -31,6 +31,16 @@ class Headline(NamedTuple):
     unit: str = ""
 
 
+def share_of(hits: Iterable[bool]) -> tuple[float, float]:
+    """Return the share of hits and its Monte Carlo error, not 0 where all of a few are alike.
+
+    The error is the standard deviation of Beta(hits + 1/2, misses + 1/2).
+    """
+    hits = list(hits)
+    a, b = sum(hits) + 0.5, len(hits) - sum(hits) + 0.5
+    return sum(hits) / len(hits), math.sqrt(a * b / (a + b + 1)) / (a + b)
+
+
 def carried(*rows: Iterable) -> str:
     """Return headline numbers as Markdown that a page carries and does not show.
 

@@ -11,7 +11,7 @@ import results
 import yaml
 
 from hbm import Fixed, Priors, extract_hbm_estimates, fit_hierarchical_model, simulate_summaries
-from hbm.results import carried
+from hbm.results import carried, share_of
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
@@ -66,6 +66,12 @@ def test_numbers_survive_the_page(tmp_path, written):
 def test_what_is_no_number_is_refused(row):
     with pytest.raises(ValueError, match=r"headline 'x': its (value|mcse) is"):
         carried(row)
+
+
+def test_a_share_of_few_is_not_certain():
+    assert share_of([False] * 10) == (0, pytest.approx((0.5 * 10.5 / 11**2 / 12) ** 0.5))
+    share, error = share_of([True, False] * 5000)
+    assert (share, error) == (0.5, pytest.approx(0.005, rel=1e-3))
 
 
 def test_a_name_stands_once_in_a_chapter(tmp_path):
