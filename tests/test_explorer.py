@@ -40,7 +40,8 @@ def test_names_from_data_cannot_leave_their_place(readouts):
     markdown = creator_explorer(readouts, unit="points")
     assert HOSTILE in [row[0] for row in state(markdown)["rows"]]
     assert HOSTILE not in markdown
-    assert markdown.count("</script") == 3  # those of the explorer itself
+    assert markdown.count("<script") == markdown.count("</script") == 3  # the explorer's own
+    assert markdown.count("<!--") == 1
 
 
 def test_is_one_raw_block_that_asks_for_nothing_outside(readouts):

@@ -7,6 +7,7 @@ written into the page, so that nothing is fetched, from the network or from anyw
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,8 @@ def creator_explorer(readouts: pd.DataFrame, *, unit: str, digits: int = 2) -> s
     """
     from itables import options  # where a page may point at another build of DataTables
 
-    library = Path(options.dt_bundle).read_text("utf-8").replace("</script", "<\\/script")
+    # In its texts only; as code neither occurs. Either would end or hide the script that holds it.
+    library = re.sub(r"<(?=!--|/?script)", r"\\x3c", Path(options.dt_bundle).read_text("utf-8"))
     state = {"columns": COLUMNS, "rows": _rows(readouts, digits + 2)}
     state |= {"unit": unit, "digits": digits}
     html = (_HERE / "explorer.html").read_text("utf-8")
