@@ -71,10 +71,11 @@ const grid = jQuery(table).DataTable({
 });
 
 // Exact genre and verdict, beside the search by any part of a name.
-function choice(name, column, label) {
+function choice(name, column) {
   const values = [...new Set(rows.map((row) => row[column]))].sort();
   const select = document.createElement("select");
   select.append(new Option("all", ""), ...values.map((value) => new Option(value, value)));
+  select.setAttribute("aria-label", name);
   const box = document.createElement("label");
   box.append(name + " ", select);
   select.onchange = () => grid.draw();
