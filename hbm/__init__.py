@@ -19,11 +19,11 @@ _PUBLIC = {
     ),
     "priors": "Fixed Gamma HalfCauchy HalfNormal LogNormal Normal Priors TruncatedNormal",
     "model": "fit_hierarchical_model",
-    "learned_priors": (
+    "learned": (
         "PriorsFileError compare_discounts learn_priors load_priors prior_mixture "
         "remember_batch save_priors"
     ),
-    "conflict": "PriorConflict prior_conflict resolve_conflict",
+    "learned.conflict": "PriorConflict prior_conflict resolve_conflict",
     "robust": "fit_hierarchical_model_robust outlier_study robust_estimates",
     "estimates": "effect_cdf extract_genre_estimates extract_hbm_estimates",
     "diagnostics": "DiagnosticsError check_diagnostics",
@@ -89,7 +89,7 @@ _PUBLIC = {
         "NightBusyError NightError fit_night last_night load_night run_night save_night"
     ),
     "production.variational": "variational_comparison variational_table",
-    "production.studies": (
+    "production.study": (
         "agreement_study confidence_table instant_seconds production_study run_instant_sbc "
         "score_study"
     ),

@@ -21,7 +21,7 @@ from hbm.diagnostics import DiagnosticsError
 from hbm.files import written_whole
 from hbm.grouping.candidates import create_grouping
 from hbm.grouping.monitor import monitor_grouping
-from hbm.learned_priors import load_priors
+from hbm.learned import load_priors
 from hbm.production.instant import SURPRISING, Night, instant_estimates
 from hbm.production.nightly import (
     MIN_SHARE,

@@ -20,7 +20,7 @@ from hbm.checks import DataError
 from hbm.diagnostics import DiagnosticsError
 from hbm.estimates import effect_cdf, extract_hbm_estimates
 from hbm.exact import quadrature
-from hbm.learned_priors import PriorsFileError, learn_priors, save_priors
+from hbm.learned import PriorsFileError, learn_priors, save_priors
 from hbm.model import fit_hierarchical_model
 from hbm.production import instant, nightly
 from hbm.production.instant import Night, instant_estimates
@@ -33,7 +33,7 @@ from hbm.production.nightly import (
     run_night,
     save_night,
 )
-from hbm.production.studies import (
+from hbm.production.study import (
     ESTIMATORS,
     RANKED,
     confidence_table,

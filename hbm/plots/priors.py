@@ -26,7 +26,7 @@ def plot_weeks(table: pd.DataFrame, *, unit: str = look.UNIT, figsize=None) -> F
     Parameters
     ----------
     table : DataFrame
-        From `hbm.learned_studies.summarize_policies` by ``policy`` and ``batch``, for the new
+        From `hbm.learned.study.summarize_policies` by ``policy`` and ``batch``, for the new
         genre alone.
     """
     table = table.assign(rmse=np.sqrt(table["genre_mse"]))
@@ -50,7 +50,7 @@ def plot_change(table: pd.DataFrame, *, at: int, figsize=None) -> Figure:
     Parameters
     ----------
     table : DataFrame
-        From `hbm.learned_studies.summarize_policies` by ``policy`` and ``batch``, for the genre
+        From `hbm.learned.study.summarize_policies` by ``policy`` and ``batch``, for the genre
         that jumps.
     at : int
         The first batch after the jump.

@@ -30,7 +30,7 @@ from hbm.gaussian import (
     shrinkage_factor,
 )
 from hbm.intervals import LEVEL, tail_probabilities
-from hbm.learned_priors import prior_mixture
+from hbm.learned import prior_mixture
 from hbm.priors import Priors
 
 #: Values (nodes x creators) that a thread works on at a time, within its cache.

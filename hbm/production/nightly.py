@@ -27,7 +27,7 @@ from hbm.diagnostics import DiagnosticsError, check_diagnostics, estimates_of
 from hbm.estimates import mixture
 from hbm.files import written_whole
 from hbm.gaussian import creator_moments, mixture_moments
-from hbm.learned_priors import FORMAT, VERSION, PriorsFileError, learn_priors, load_priors
+from hbm.learned import FORMAT, VERSION, PriorsFileError, learn_priors, load_priors
 from hbm.model import fit_hierarchical_model
 from hbm.priors import Fixed, Priors
 from hbm.production.instant import Night, instant_estimates

@@ -12,14 +12,14 @@ import numpy as np
 import pandas as pd
 from scipy.stats import beta
 
-from hbm.conflict import SPREAD, prior_conflict, resolve_conflict
 from hbm.data import GENRES, SIZE_MIXTURE
 from hbm.exact.likelihood import Likelihood
 from hbm.exact.quadrature import integrate
 from hbm.exact.rule import effect_rule
 from hbm.gaussian import Estimates, Moments, creator_moments, mixture_cdf, mixture_moments
 from hbm.intervals import tail_probabilities
-from hbm.learned_priors import DISCOUNT, log_predictive_density, remember_batch
+from hbm.learned import DISCOUNT, log_predictive_density, remember_batch
+from hbm.learned.conflict import SPREAD, prior_conflict, resolve_conflict
 from hbm.priors import Priors
 from hbm.replicate import replicate
 from hbm.sbc import Calibration, _collect, _Joint, _rank_exactly, _simulate

@@ -4,12 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import K
-from test_learned_priors import KNOWN, NAMES, batch_of, dense, fit, learned
+from test_learned import KNOWN, NAMES, batch_of, dense, fit, learned
 
-from hbm.conflict import SPREAD, prior_conflict, resolve_conflict
 from hbm.estimates import extract_genre_estimates
 from hbm.gaussian import Estimates
-from hbm.learned_priors import prior_mixture, remember_batch
+from hbm.learned import prior_mixture, remember_batch
+from hbm.learned.conflict import SPREAD, prior_conflict, resolve_conflict
 from hbm.priors import Priors
 from hbm.replicate import replicate
 from hbm.uniform import uniform_pvalue

@@ -9,8 +9,8 @@ import pandas as pd
 
 from hbm.data import GENRES, SIZE_MIXTURE
 from hbm.gaussian import Estimates
-from hbm.learned_priors import remember_batch
-from hbm.learned_studies import (
+from hbm.learned import remember_batch
+from hbm.learned.study import (
     GENRE_MEAN,
     GENRE_SD,
     Batch,

@@ -7,7 +7,8 @@ from conftest import K
 
 from hbm import plots
 from hbm.diagnostics import MAX_QUADRATURE_ERROR
-from hbm.learned_studies import (
+from hbm.learned.forms import EXACT, form_study
+from hbm.learned.study import (
     CANDIDATES,
     CHANGES,
     CHECKED,
@@ -23,7 +24,6 @@ from hbm.learned_studies import (
     wandering_study,
     weeks_study,
 )
-from hbm.memory_forms import EXACT, form_study
 from hbm.sbc import QUANTITIES, sbc_verdicts
 
 BY = ["policy", "batch"]

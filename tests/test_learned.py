@@ -19,7 +19,7 @@ from hbm.exact.correlated import fit_correlated_model
 from hbm.exact.draws import draw_effects, extract_hyper_estimates
 from hbm.exact.loo import leave_one_genre_out, loo_exact
 from hbm.gaussian import Estimates, Hyper, genre_sums, log_density, mixture_moments
-from hbm.learned_priors import (
+from hbm.learned import (
     PriorsFileError,
     compare_discounts,
     learn_priors,

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.special import gammainc, gammaincc
 
 from hbm.gaussian import Moments, mixture_cdf, mixture_moments
-from hbm.learned_priors import _batch, prior_mixture
+from hbm.learned import _batch, prior_mixture
 from hbm.priors import Priors
 from hbm.readout import holm
 
