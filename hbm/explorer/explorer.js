@@ -61,7 +61,7 @@ const grid = jQuery(table).DataTable({
     { title: "Pooled, 95% interval", data: at.pooled, className: "number", type: "known",
       render: shown((_, row) => interval(row[at.pooled], row[at.pooled_lower], row[at.pooled_upper])) },
     { title: "Plain", data: at.plain, render: number, className: "number", type: "known" },
-    { title: "× plain ● pooled", data: null, orderable: false, searchable: false,
+    { title: "×&nbsp;plain ●&nbsp;pooled", data: null, orderable: false, searchable: false,
       render: (_, kind, row) => (kind === "display" ? picture(row) : "") },
     { title: "P(&gt;&nbsp;0)", data: at.p_positive, render: number, className: "number", type: "known" },
     { title: "Shrinkage", data: at.shrinkage, render: number, className: "number", type: "known" },
