@@ -297,7 +297,7 @@ def outlier_study(
         )
         check_diagnostics(robust, effects=False).raise_if_failed()
         for model, fit in (("normal", normal), ("robust", robust)):
-            made = extract_hbm_estimates(fit, moved, check=False)
+            made = extract_hbm_estimates(thinned(fit), moved, check=False)
             own, width = made[chosen].iloc[0], made["ci_upper"] - made["ci_lower"]
             rows.append(
                 {"model": model, "distance": float(distance), "se": se, "plain": plain}
