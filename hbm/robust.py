@@ -122,6 +122,7 @@ def fit_hierarchical_model_robust(
             "engine": "nuts",
             "parameterization": "marginal",
             "priors": json.dumps(priors.describe()),
+            "prior_parameters": json.dumps(priors.parameters()),
             "fixed": [n for n in (*HYPERPARAMETERS, "nu") if isinstance(getattr(priors, n), Fixed)],
             "random_seed": random_seed,
             "tune": tune,
