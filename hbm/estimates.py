@@ -25,6 +25,7 @@ from hbm.gaussian import (
     creator_moments,
     for_creators,
     genre_moments,
+    mean_columns,
     mixture_cdf,
     mixture_moments,
     mixture_quantile,
@@ -80,19 +81,38 @@ def extract_hbm_estimates(idata, summaries: pd.DataFrame, *, check: bool = True)
     ValueError
         If the posterior belongs to other creators or other data.
     """
-    _require_same_data(idata, summaries)
+    require_same_estimates(idata, summaries)
+    if not np.array_equal(idata["constant_data"]["genre_idx"].values, summaries["genre_idx"]):
+        raise ValueError("the posterior was fitted to another genre_idx than the summaries hold")
     if check:
         check_diagnostics(idata).raise_if_failed()
     columns = effect_columns(estimates_of(idata), _effects(idata))
-    last = {name: columns.pop(name) for name in ("p_positive", "shrinkage")}
     genres = pd.Index(idata["posterior"].dataset["genre"].values, dtype=object)
+    genre = genres.take(summaries["genre_idx"].to_numpy(int))
+    return estimates_frame(summaries, {"genre": genre}, columns)
+
+
+def estimates_frame(
+    summaries: pd.DataFrame, groups: dict[str, np.ndarray], columns: dict[str, np.ndarray]
+) -> pd.DataFrame:
+    """Return what is known of each creator as a frame of estimates.
+
+    Parameters
+    ----------
+    summaries : DataFrame
+    groups : dict of str to ndarray, shape (creator,)
+        The columns that say which group a creator belongs to.
+    columns : dict of str to ndarray, shape (creator,)
+        From `effect_columns`.
+    """
+    last = ("p_positive", "shrinkage")
     return pd.DataFrame(
         {
             "creator_id": summaries["creator_id"].to_numpy(),
-            "genre": genres.take(summaries["genre_idx"].to_numpy(int)),
-            **columns,
+            **groups,
+            **{name: values for name, values in columns.items() if name not in last},
             "n_total": summaries["n_total"].to_numpy() if "n_total" in summaries else np.nan,
-            **last,
+            **{name: columns[name] for name in last},
         }
     )
 
@@ -247,40 +267,13 @@ def extract_genre_estimates(idata) -> pd.DataFrame:
     )
 
 
-def mean_columns(moments: Moments, weights: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Return what a mixture says of means, or of anything that is normal given the component.
-
-    Parameters
-    ----------
-    moments : Moments, shape (component, unit)
-    weights : ndarray, shape (component,), or None
-
-    Returns
-    -------
-    dict of str to ndarray, shape (unit,)
-        ``mean, se, lower, upper, p_positive``.
-    """
-    overall = mixture_moments(moments, weights)
-    # Without grouping a sampled genre mean is its draw of mu_global, a point.
-    moments = Moments(moments.mean, np.maximum(moments.var, 1e-12 * overall.var))
-    lower, upper = tail_probabilities(LEVEL)
-    return {
-        "mean": overall.mean,
-        "se": np.sqrt(overall.var),
-        "lower": mixture_quantile(moments, lower, weights),
-        "upper": mixture_quantile(moments, upper, weights),
-        "p_positive": mixture_cdf(moments._replace(mean=-moments.mean), 0.0, weights),
-    }
-
-
 _ESTIMATED = ("effect_hat", "se", "ci_lower", "ci_upper", "p_positive", "shrinkage")
 
 
-def _require_same_data(idata, summaries: pd.DataFrame) -> None:
+def require_same_estimates(idata, summaries: pd.DataFrame) -> None:
+    """Raise ValueError if a posterior belongs to other creators or to other estimates."""
     if not idata["posterior"].dataset.indexes["creator"].equals(pd.Index(summaries["creator_id"])):
         raise ValueError("the posterior belongs to other creators than the summaries")
     for group, name in (("observed_data", "effect_hat"), ("constant_data", "se")):
         if not np.array_equal(idata[group][name].values, summaries[name].to_numpy(float)):
             raise ValueError(f"the posterior was fitted to another {name} than the summaries hold")
-    if not np.array_equal(idata["constant_data"]["genre_idx"].values, summaries["genre_idx"]):
-        raise ValueError("the posterior was fitted to another genre_idx than the summaries hold")

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtr, ndtri
 
+from hbm.intervals import LEVEL, tail_probabilities
 from hbm.memory import Memory, Past, behind, merged
 
 
@@ -357,3 +358,29 @@ def _cornish_fisher(
         + (z**3 - 3 * z) * kurtosis / 24
         - (2 * z**3 - 5 * z) * np.square(skewness) / 36
     )
+
+
+def mean_columns(moments: Moments, weights: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Return what a mixture says of means, or of anything that is normal given the component.
+
+    Parameters
+    ----------
+    moments : Moments, shape (component, unit)
+    weights : ndarray, shape (component,), or None
+
+    Returns
+    -------
+    dict of str to ndarray, shape (unit,)
+        ``mean, se, lower, upper, p_positive``.
+    """
+    overall = mixture_moments(moments, weights)
+    # Without grouping a sampled genre mean is its draw of mu_global, a point.
+    moments = Moments(moments.mean, np.maximum(moments.var, 1e-12 * overall.var))
+    lower, upper = tail_probabilities(LEVEL)
+    return {
+        "mean": overall.mean,
+        "se": np.sqrt(overall.var),
+        "lower": mixture_quantile(moments, lower, weights),
+        "upper": mixture_quantile(moments, upper, weights),
+        "p_positive": mixture_cdf(moments._replace(mean=-moments.mean), 0.0, weights),
+    }

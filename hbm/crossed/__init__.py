@@ -33,9 +33,10 @@ from hbm.estimates import (
     EffectMixture,
     Mixture,
     effect_columns,
-    mean_columns,
+    estimates_frame,
     mixture_effect_cdf,
     normal_effects,
+    require_same_estimates,
 )
 from hbm.exact.draws import MAX_VALUES
 from hbm.exact.lattice import DROP, TOLERANCE, Lattice, draw_between
@@ -43,6 +44,7 @@ from hbm.gaussian import (
     Estimates,
     Moments,
     creator_moments,
+    mean_columns,
     mixture_cdf,
     mixture_moments,
     mixture_quantile,
@@ -241,38 +243,21 @@ def extract_crossed_estimates(
     ValueError
         If the posterior belongs to other creators or other data.
     """
-    _require_same_data(idata, summaries)
+    require_same_estimates(idata, summaries)
+    if not np.array_equal(
+        idata["constant_data"]["level_idx"].values, _levels(summaries, idata.attrs["factors"])[1]
+    ):
+        raise ValueError("the posterior was fitted to other levels than the summaries hold")
     if check:
         check_diagnostics(idata).raise_if_failed()
-    columns = effect_columns(*_effects(idata))
-    last = {name: columns.pop(name) for name in ("p_positive", "shrinkage")}
-    return pd.DataFrame(
-        {
-            "creator_id": summaries["creator_id"].to_numpy(),
-            **{name: summaries[name].to_numpy() for name in idata.attrs["factors"]},
-            **columns,
-            "n_total": summaries["n_total"].to_numpy() if "n_total" in summaries else np.nan,
-            **last,
-        }
-    )
+    groups = {name: summaries[name].to_numpy() for name in idata.attrs["factors"]}
+    return estimates_frame(summaries, groups, effect_columns(*_effects(idata)))
 
 
 def _effects(idata: xr.DataTree) -> tuple[Estimates, EffectMixture]:
     likelihood, nodes = space_of(idata).likelihood, nodes_of(idata)
     cells = cell_moments(likelihood, nodes.sigmas)
     return likelihood.data, normal_effects(Mixture(cells, nodes.sigmas.creator, nodes.weight))
-
-
-def _require_same_data(idata: xr.DataTree, summaries: pd.DataFrame) -> None:
-    if not idata["posterior"].dataset.indexes["creator"].equals(pd.Index(summaries["creator_id"])):
-        raise ValueError("the posterior belongs to other creators than the summaries")
-    for group, name in (("observed_data", "effect_hat"), ("constant_data", "se")):
-        if not np.array_equal(idata[group][name].values, summaries[name].to_numpy(float)):
-            raise ValueError(f"the posterior was fitted to another {name} than the summaries hold")
-    if not np.array_equal(
-        idata["constant_data"]["level_idx"].values, _levels(summaries, idata.attrs["factors"])[1]
-    ):
-        raise ValueError("the posterior was fitted to other levels than the summaries hold")
 
 
 def crossed_effect_cdf(idata: xr.DataTree, x) -> np.ndarray:

@@ -25,12 +25,9 @@ from hbm.exact.quadrature import integrate
 from hbm.gaussian import (
     Estimates,
     Moments,
-    mixture_cdf,
-    mixture_moments,
-    mixture_quantile,
+    mean_columns,
     shrinkage_factor,
 )
-from hbm.intervals import LEVEL, tail_probabilities
 from hbm.priors import Fixed, Normal, Priors, refuse_memory
 
 #: Probability of the nodes that are left out of mixtures.
@@ -394,11 +391,14 @@ def extract_correlated_estimates(
         block = slice(start, start + step)
         moments = [_creator_moments(likelihood, part, block) for part in parts]
         moments = Moments(*(np.concatenate(pair) for pair in zip(*moments, strict=True)))
-        found = _summary(moments, weight)
+        found = mean_columns(moments, weight)
         found["shrinkage"] = weight @ shrinkage_factor(data.se[block], sigma)
         for name, values in found.items():
             columns.setdefault(name, []).append(values)
     estimates = pd.DataFrame({k: data.unsort(np.concatenate(v)) for k, v in columns.items()})
+    estimates = estimates.rename(
+        columns={"mean": "effect_hat", "lower": "ci_lower", "upper": "ci_upper"}
+    )
     genres = idata["posterior"].dataset["genre"].values
     estimates.insert(0, "creator_id", summaries["creator_id"].to_numpy())
     estimates.insert(1, "genre", genres[summaries["genre_idx"].to_numpy(int)])
@@ -424,20 +424,7 @@ def extract_correlated_genres(idata: xr.DataTree) -> pd.DataFrame:
         shared = part.mu_var[:, None] * np.square(part.pull @ basis.T)
         variances.append(part.genre.var @ np.square(basis).T + shared)
     moments = Moments(np.concatenate(means), np.concatenate(variances))
-    found = pd.DataFrame(_summary(moments, weight / weight.sum()))
-    found = found.rename(columns={"effect_hat": "mean", "ci_lower": "lower", "ci_upper": "upper"})
+    found = pd.DataFrame(mean_columns(moments, weight / weight.sum()))
     found.insert(0, "genre", idata["posterior"].dataset["genre"].values)
     found.insert(1, "n_creators", likelihood.counts)
     return found
-
-
-def _summary(moments: Moments, weight: np.ndarray) -> dict[str, np.ndarray]:
-    overall = mixture_moments(moments, weight)
-    lower, upper = tail_probabilities(LEVEL)
-    return {
-        "effect_hat": overall.mean,
-        "se": np.sqrt(overall.var),
-        "ci_lower": mixture_quantile(moments, lower, weight),
-        "ci_upper": mixture_quantile(moments, upper, weight),
-        "p_positive": mixture_cdf(moments._replace(mean=-moments.mean), 0.0, weight),
-    }
