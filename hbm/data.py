@@ -210,7 +210,7 @@ def validate_users(users: pd.DataFrame, *, source: str = "users") -> pd.DataFram
         refuse(users, users[column].isna(), column, "must not be missing", source)
     refuse(users, ~users["group"].isin(GROUPS), "group", f"must be one of {GROUPS}", source)
     revenue = users["revenue"]
-    if not _is_real(revenue):
+    if not is_real(revenue):
         wrong = pd.to_numeric(revenue, errors="coerce").isna() & revenue.notna()
         refuse(users, wrong | revenue.isna(), "revenue", "must be a number", source)
         raise DataError(f"{source}: column 'revenue' must be numeric, its type is {revenue.dtype}")
@@ -225,7 +225,8 @@ def validate_users(users: pd.DataFrame, *, source: str = "users") -> pd.DataFram
     return users
 
 
-def _is_real(values: pd.Series) -> bool:
+def is_real(values: pd.Series) -> bool:
+    """Whether a column holds numbers, whole or not, and neither truth values nor text."""
     types = pd.api.types
     return types.is_float_dtype(values.dtype) or types.is_integer_dtype(values.dtype)
 
@@ -447,7 +448,7 @@ def validate_summaries(summaries: pd.DataFrame) -> pd.DataFrame:
     refuse(summaries, ids.isna(), "creator_id", "must not be missing", source)
     refuse(summaries, ids.duplicated(keep=False), "creator_id", "must be unique", source)
     for column in ("genre_idx", "effect_hat", "se"):
-        if not _is_real(summaries[column]):
+        if not is_real(summaries[column]):
             dtype = summaries[column].dtype
             raise DataError(f"{source}: column '{column}' must be numeric, its type is {dtype}")
         values = summaries[column].to_numpy(float, na_value=np.nan)

@@ -69,7 +69,7 @@ class Calibration:
     fits: pd.DataFrame
 
 
-class _Joint(NamedTuple):
+class Joint(NamedTuple):
     """Draws of all parameters: `mu_genre` (draw, genre), `tau` (draw, creator of the frame)."""
 
     hyper: Hyper
@@ -124,18 +124,18 @@ def run_sbc(
     """
     if engine not in ENGINES:
         raise ValueError(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
-    _require_densities(priors)
+    require_densities(priors)
     design = _as_design(design)
     given, given_priors = fault(design, priors) if fault else (design, priors)
     settings = {"design": design, "priors": priors}
     if engine == "exact":
         settings |= {"given": given, "given_priors": given_priors, "draws": draws}
-        return _collect(replicate(_exact_replication, n_replications, seed=seed, **settings))
+        return collect_ranks(replicate(_exact_replication, n_replications, seed=seed, **settings))
     settings |= {"given": given, "given_priors": given_priors}
     settings |= {"draws": draws, "tune": tune, "chains": chains}
     # The model is compiled once, in this process, and its chains are parallel already.
     settings |= {"jobs": 1}
-    return _collect(replicate(_nuts_replication, n_replications, seed=seed, **settings))
+    return collect_ranks(replicate(_nuts_replication, n_replications, seed=seed, **settings))
 
 
 def run_user_sbc(
@@ -169,9 +169,9 @@ def run_user_sbc(
     Calibration
         From the exact engine; the densities are those given the estimated standard errors.
     """
-    _require_densities(priors)
+    require_densities(priors)
     settings = {"variance": variance, "priors": priors, "draws": draws, "platform": platform}
-    return _collect(replicate(_user_replication, n_replications, seed=seed, **settings))
+    return collect_ranks(replicate(_user_replication, n_replications, seed=seed, **settings))
 
 
 def sbc_verdicts(calibration: Calibration, level: float = LEVEL) -> pd.DataFrame:
@@ -212,7 +212,8 @@ def sbc_verdicts(calibration: Calibration, level: float = LEVEL) -> pd.DataFrame
 # ------------------------------------------------------------------------- replications
 
 
-def _require_densities(priors: Priors) -> None:
+def require_densities(priors: Priors) -> None:
+    """Raise ValueError where a prior is fixed: truths cannot be drawn from it."""
     fixed = [name for name in HYPERPARAMETERS if isinstance(getattr(priors, name), Fixed)]
     if fixed:
         raise ValueError(f"truths are drawn from the priors: {', '.join(fixed)} is fixed")
@@ -236,16 +237,16 @@ def _densities(priors: Priors) -> list:
     return [getattr(priors, name).scipy() for name in HYPERPARAMETERS]
 
 
-def _simulate(rng, design: pd.DataFrame, priors: Priors) -> tuple[_Joint, pd.DataFrame]:
+def simulate_joint(rng, design: pd.DataFrame, priors: Priors) -> tuple[Joint, pd.DataFrame]:
     """Draw all parameters from the priors, and the estimates from them."""
     hyper = _draw_hyper(rng, priors)
     genre_idx = design["genre_idx"].to_numpy()
     mu_genre = rng.normal(hyper.mu_global, hyper.sigma_genre, (1, genre_idx.max() + 1))
     tau = rng.normal(mu_genre[:, genre_idx], hyper.sigma_creator)
-    return _Joint(hyper, mu_genre, tau), design.assign(effect_hat=rng.normal(tau[0], design["se"]))
+    return Joint(hyper, mu_genre, tau), design.assign(effect_hat=rng.normal(tau[0], design["se"]))
 
 
-def _quantities(data: pd.DataFrame, joint: _Joint) -> dict[str, np.ndarray]:
+def _quantities(data: pd.DataFrame, joint: Joint) -> dict[str, np.ndarray]:
     """Return the ranked quantities of each draw, shape (draw,)."""
     smallest, largest = _extremes(data)
     z = (data["effect_hat"].to_numpy() - joint.tau) / data["se"].to_numpy()
@@ -266,18 +267,20 @@ def _extremes(data: pd.DataFrame) -> tuple[int, int]:
     return int(se.argmax()), int(se.argmin())
 
 
-def _rank(rng: np.random.Generator, drawn: np.ndarray, true: float) -> float:
+def rank_among(rng: np.random.Generator, drawn: np.ndarray, true: float) -> float:
+    """Return the share of draws below a true value, uniform in (0, 1) where the rank is."""
     return ((drawn < true).sum() + rng.random()) / (drawn.size + 1)
 
 
-def _collect(results: list[tuple[dict, dict]]) -> Calibration:
+def collect_ranks(results: list[tuple[dict, dict]]) -> Calibration:
+    """Gather what the replications returned: ranks, and what is told of each fit."""
     ranks, fits = (pd.DataFrame(list(part)) for part in zip(*results, strict=True))
     return Calibration(ranks[list(QUANTITIES)], fits)
 
 
 def _exact_replication(rng, *, design, priors, given, given_priors, draws):
-    truth, data = _simulate(rng, design, priors)
-    return _rank_exactly(rng, truth, data, given, given_priors, draws)
+    truth, data = simulate_joint(rng, design, priors)
+    return rank_exactly(rng, truth, data, given, given_priors, draws)
 
 
 def _user_replication(rng, *, variance, priors, draws, platform):
@@ -291,19 +294,19 @@ def _user_replication(rng, *, variance, priors, draws, platform):
         sigma_creator=sigma_creator,
         **platform,
     )
-    joint = _Joint(hyper, truth["genre_effects"][None], truth["creator_effects"][None])
-    return _rank_exactly(rng, joint, data, data, priors, draws)
+    joint = Joint(hyper, truth["genre_effects"][None], truth["creator_effects"][None])
+    return rank_exactly(rng, joint, data, data, priors, draws)
 
 
-def _rank_exactly(rng, truth: _Joint, data, given, priors: Priors, draws: int):
+def rank_exactly(rng, truth: Joint, data, given, priors: Priors, draws: int):
     """Fit `given` to the estimates of `data` with the exact engine, and rank the truth."""
     given = given.assign(effect_hat=data["effect_hat"])
     idata = fit_hierarchical_model(given, engine="exact", priors=priors, draws=0)
     seed = int(rng.integers(2**31))
     drawn = draw_effects(idata, draws=draws, chains=1, random_seed=seed)
-    joint = _Joint(hyper_draws(drawn), drawn["mu_genre"].values[0], drawn["tau"].values[0])
+    joint = Joint(hyper_draws(drawn), drawn["mu_genre"].values[0], drawn["tau"].values[0])
     true, drawn = _quantities(data, truth), _quantities(data, joint)
-    ranks = {name: _rank(rng, drawn[name], true[name]) for name in QUANTITIES[-2:]}
+    ranks = {name: rank_among(rng, drawn[name], true[name]) for name in QUANTITIES[-2:]}
     ranks |= {name: hyper_cdf(idata, name, float(true[name][0])) for name in HYPERPARAMETERS}
     genre, _, weights = mixture(idata)
     ranks["mu_genre"] = mixture_cdf(genre, truth.mu_genre[0], weights)[0]
@@ -318,7 +321,7 @@ def _nuts_replication(rng, *, design, priors, given, given_priors, draws, tune, 
     import arviz as az
     import xarray as xr
 
-    truth, data = _simulate(rng, design, priors)
+    truth, data = simulate_joint(rng, design, priors)
     given = given.assign(effect_hat=data["effect_hat"])
     sampled = fit_hierarchical_model(
         given,
@@ -332,7 +335,7 @@ def _nuts_replication(rng, *, design, priors, given, given_priors, draws, tune, 
     effects = (posterior[name].values for name in ("mu_genre", "tau"))
     flat = (values.reshape(chains * draws, -1) for values in effects)
     true = _quantities(data, truth)
-    drawn = _quantities(data, _Joint(hyper_draws(posterior), *flat))
+    drawn = _quantities(data, Joint(hyper_draws(posterior), *flat))
     shape = chains, draws
     drawn = xr.Dataset(
         {name: (("chain", "draw"), values.reshape(shape)) for name, values in drawn.items()}
@@ -340,7 +343,7 @@ def _nuts_replication(rng, *, design, priors, given, given_priors, draws, tune, 
     ess = min(float(az.ess(drawn, method=kind).to_array().min()) for kind in ("bulk", "tail"))
     step = int(np.ceil(drawn["tau_largest"].size / ess))
     thinned = drawn.isel(draw=slice(None, None, step))
-    ranks = {name: _rank(rng, thinned[name].values, true[name]) for name in QUANTITIES}
+    ranks = {name: rank_among(rng, thinned[name].values, true[name]) for name in QUANTITIES}
     fit = {
         "ranked_draws": thinned["tau_largest"].size,
         "min_ess": ess,

@@ -193,6 +193,12 @@ def test_modules_import_from_modules_not_from_the_package(module):
     assert names <= set(SOURCES)
 
 
+@pytest.mark.parametrize("module", SOURCES)
+def test_what_a_module_keeps_to_itself_is_imported_by_no_other(module):
+    private = [(source, name) for source, name in imports(SOURCES[module]) if name.startswith("_")]
+    assert not private
+
+
 @pytest.fixture(scope="module")
 def found():
     """What a fresh process sees once it has imported every module that draws nothing."""

@@ -185,7 +185,7 @@ def test_the_other_errors_are_what_they_are_called(large):
 def test_truths_and_data_are_those_of_the_model(design):
     priors = Priors(mu_global=Normal(3.0, 0.5))
     data = sbc._as_design(design)
-    pairs = [sbc._simulate(np.random.default_rng([7, i]), data, priors) for i in range(2000)]
+    pairs = [sbc.simulate_joint(np.random.default_rng([7, i]), data, priors) for i in range(2000)]
     truths = [truth for truth, _ in pairs]
     hyper = Hyper(
         *(np.concatenate(values) for values in zip(*(t.hyper for t in truths), strict=True))
@@ -207,8 +207,8 @@ def test_truths_and_data_are_those_of_the_model(design):
 
 def test_the_log_densities_are_those_of_the_model(design):
     data = sbc._as_design(design)
-    truth, data = sbc._simulate(np.random.default_rng(3), data, Priors())
-    other, _ = sbc._simulate(np.random.default_rng(4), data, Priors())
+    truth, data = sbc.simulate_joint(np.random.default_rng(3), data, Priors())
+    other, _ = sbc.simulate_joint(np.random.default_rng(4), data, Priors())
     d, se, genre_idx = (data[name].to_numpy() for name in ("effect_hat", "se", "genre_idx"))
     found, expected = {}, {}
     for key, joint in (("truth", truth), ("other", other)):
@@ -229,11 +229,11 @@ def test_distribution_functions_agree_with_draws(design, large):
     for some in (design, large.groupby("genre_idx").head(20)):
         data = sbc._as_design(some)
         rng = np.random.default_rng(11)
-        truth, data = sbc._simulate(rng, data, Priors())
-        ranks, _ = sbc._rank_exactly(rng, truth, data, data, Priors(), 50)
+        truth, data = sbc.simulate_joint(rng, data, Priors())
+        ranks, _ = sbc.rank_exactly(rng, truth, data, data, Priors(), 50)
         idata = fit_hierarchical_model(data, engine="exact", draws=0)
         drawn = draw_effects(idata, draws=n, chains=1, random_seed=1)
-        joint = sbc._Joint(
+        joint = sbc.Joint(
             sbc.hyper_draws(drawn), drawn["mu_genre"].values[0], drawn["tau"].values[0]
         )
         true, draws = sbc._quantities(data, truth), sbc._quantities(data, joint)

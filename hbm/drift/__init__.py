@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from hbm.checks import DataError, refuse, require_columns
-from hbm.data import _is_real, validate_summaries
+from hbm.data import is_real, validate_summaries
 from hbm.diagnostics import MAX_QUADRATURE_ERROR, Diagnostics, _check_quadrature
 from hbm.drift.posterior import DriftLikelihood, DriftPosterior, integrate
 from hbm.drift.process import STATIC, AutoRegression, Process, RandomWalk
@@ -79,7 +79,9 @@ class DriftFit:
     def hyper(self) -> pd.DataFrame:
         """The hyperparameters: ``parameter, mean, se, lower, upper`` (equal-tailed 95%)."""
         found, tails = self.posterior, tail_probabilities(LEVEL)
-        mu = _described(Moments(*(part[:, None] for part in found.rule.mu_global)), found.weight)
+        mu = describe_mixtures(
+            Moments(*(part[:, None] for part in found.rule.mu_global)), found.weight
+        )
         rows = [("mu_global", *(float(mu[key][0]) for key in ("mean", "se", "lower", "upper")))]
         for axis in found.axes:
             share = found.shares[axis.name]
@@ -103,7 +105,7 @@ class DriftFit:
     def estimates(self) -> pd.DataFrame:
         """The creators, in the columns of `hbm.extract_hbm_estimates` and ``period``."""
         weight, se = self.posterior.weight, self.data["se"].to_numpy()
-        found = _described(self.effect_moments(), weight)
+        found = describe_mixtures(self.effect_moments(), weight)
         return pd.DataFrame(
             {
                 "creator_id": self.data["creator_id"],
@@ -185,7 +187,9 @@ class DriftFit:
         ValueError
             If a standard error is negative, or a period is before the first.
         """
-        found = _described(self.predictive_moments(genres, periods, se), self.posterior.weight)
+        found = describe_mixtures(
+            self.predictive_moments(genres, periods, se), self.posterior.weight
+        )
         names = {"mean": "effect_hat", "lower": "ci_lower", "upper": "ci_upper"}
         frame = pd.DataFrame(found).rename(columns=names)
         frame.insert(0, "genre", pd.Series(list(genres), dtype=object))
@@ -226,7 +230,7 @@ class DriftFit:
         paths, n = self.posterior.paths(periods), len(self.genres)
         flat = (np.swapaxes(part[:, :, :n], 1, 2).reshape(len(part), -1) for part in paths)
         keys = {"genre": np.repeat(self.genres, len(periods)), "period": np.tile(periods, n)}
-        return pd.DataFrame(keys | _described(Moments(*flat), self.posterior.weight))
+        return pd.DataFrame(keys | describe_mixtures(Moments(*flat), self.posterior.weight))
 
 
 def fit_drift_model(
@@ -298,7 +302,7 @@ def validate_periods(summaries: pd.DataFrame, period: str) -> np.ndarray:
     require_columns(summaries, (period,), source)
     values = summaries[period]
     refuse(summaries, values.isna(), period, "must not be missing", source)
-    if not _is_real(values):
+    if not is_real(values):
         raise DataError(f"{source}: column '{period}' {rule}; its type is {values.dtype}")
     number = values.to_numpy(float)
     whole = np.isfinite(number) & (number == np.floor(number))
@@ -318,7 +322,7 @@ def validate_periods(summaries: pd.DataFrame, period: str) -> np.ndarray:
     return when
 
 
-def _described(moments: Moments, weight: np.ndarray) -> dict[str, np.ndarray]:
+def describe_mixtures(moments: Moments, weight: np.ndarray) -> dict[str, np.ndarray]:
     """Return mean, sd, interval and probability of a positive value of mixtures of normals."""
     step = max(1, _BLOCK // len(weight))
     parts = []

@@ -17,7 +17,7 @@ from hbm.drift.process import Process, RandomWalk, simulate
 from hbm.gaussian import Moments, mixture_cdf
 from hbm.priors import Fixed, Priors
 from hbm.replicate import replicate
-from hbm.sbc import Calibration, _rank, _require_densities
+from hbm.sbc import Calibration, rank_among, require_densities
 
 #: What is ranked besides the hyperparameters: the mean of the first genre in the first period, in
 #: the last and in the one after it; the effects of the creators with the largest and the smallest
@@ -60,7 +60,7 @@ def run_drift_sbc(
     Calibration
         Ranks of the hyperparameters and of `RANKED`; for `hbm.sbc_verdicts`.
     """
-    _require_densities(priors)
+    require_densities(priors)
     columns = ["creator_id", "genre_idx", "period", "se"]
     require_columns(design, columns, "design")
     design = design[columns].reset_index(drop=True)
@@ -98,7 +98,7 @@ def _replication(rng, *, design, process, priors, fault, draws):
     drawn = np.vstack([found.draw(rng, draws), [hyper[axis.name] for axis in found.axes]])
     # The data as they are, so that a fit to other data is noticed.
     *drawn, true = DriftLikelihood(data, priors.mu_global, process).log_density(drawn)
-    ranks[RANKED[-1]] = _rank(rng, np.array(drawn), true)
+    ranks[RANKED[-1]] = rank_among(rng, np.array(drawn), true)
     return ranks, {"quadrature_error": max(found.errors.values())}
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.special import logsumexp
 from scipy.stats import norm
 
-from hbm.drift import DriftFit, _described, fit_drift_model, validate_periods
+from hbm.drift import DriftFit, describe_mixtures, fit_drift_model, validate_periods
 from hbm.drift.process import Process, RandomWalk
 from hbm.gaussian import Moments, mixture_cdf
 from hbm.priors import Priors
@@ -155,7 +155,7 @@ def _forecast(fit: DriftFit, new: pd.DataFrame, now: int) -> tuple[pd.DataFrame,
     genre = [g if g in known else None for g in new["genre"]]
     moments = fit.predictive_moments(genre, np.full(len(new), now), new["se"].to_numpy(float))
     effect = new["effect_hat"].to_numpy(float)
-    found = _described(moments, weight)
+    found = describe_mixtures(moments, weight)
     estimates = pd.DataFrame(
         {
             "creator_id": new["creator_id"].to_numpy(),

@@ -21,7 +21,7 @@ from scipy.special import logsumexp
 from hbm.drift.axes import Axis
 from hbm.drift.process import Process, levels, smooth
 from hbm.exact.likelihood import Likelihood, Sums
-from hbm.exact.rule import _Gauss, _without_the_negligible
+from hbm.exact.rule import Gauss, without_negligible
 from hbm.gaussian import Estimates, Moments
 from hbm.priors import Normal, Priors
 
@@ -287,10 +287,10 @@ class DriftPosterior:
             by_node = logsumexp(log_weight.reshape(len(values), sizes[k], -1), axis=2)
             share = np.exp(by_node - logsumexp(by_node, axis=1, keepdims=True))
             nodes = np.broadcast_to(parts[k][1], share.shape)
-            nodes, part = _Gauss(nodes, share)(order if axis.free else 1)
+            nodes, part = Gauss(nodes, share)(order if axis.free else 1)
             values = np.column_stack([np.repeat(values, nodes.shape[1], axis=0), nodes.ravel()])
             weight = (weight[:, None] * part).ravel()
-        kept = _without_the_negligible(weight)
+        kept = without_negligible(weight)
         rows, row = np.unique(values[kept, :-1], axis=0, return_inverse=True)
         sigma_genre, weight, row = values[kept, -1], weight[kept], row.ravel()
         sums = Sums(*(part[row] for part in self.likelihood.sums(rows)))

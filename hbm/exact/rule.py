@@ -101,7 +101,7 @@ def effect_rule(grid: Grid) -> Rule:
     grid : Grid
     """
     weight = np.exp(grid.log_weight.ravel())
-    kept = _without_the_negligible(weight)
+    kept = without_negligible(weight)
     if len(kept) * len(grid.plane.likelihood.effect) > _SMALL:
         return gauss_rule(grid)
     parts = (part.ravel()[kept] for part in grid.nodes[:4])
@@ -139,12 +139,12 @@ def gauss_rule(grid: Grid, tolerance: float = TOLERANCE) -> Rule:
             break
         orders = finer
     rule = candidate.rule(orders)[0]
-    kept = _without_the_negligible(rule.weight)
+    kept = without_negligible(rule.weight)
     parts = [getattr(rule, name)[kept] for name in RULE]
     return Rule(*parts[:-1], parts[-1] / parts[-1].sum(), error=float(max(errors)))
 
 
-def _without_the_negligible(weight: np.ndarray) -> np.ndarray:
+def without_negligible(weight: np.ndarray) -> np.ndarray:
     """Positions of all nodes but the lightest, which together weigh `NEGLIGIBLE`."""
     order = np.argsort(weight)
     return np.sort(order[np.cumsum(weight[order]) > NEGLIGIBLE])
@@ -161,7 +161,7 @@ class _Candidates:
         self.plane, self.n_inner = grid.plane, grid.log_weight.shape[1]
         value = self.plane.values(grid.nodes)[0][:, 0]
         marginal = np.exp(logsumexp(grid.log_weight, axis=1))
-        self.outer_rule = _Gauss(value[None], marginal[None])
+        self.outer_rule = Gauss(value[None], marginal[None])
         self.outer = cache(self._outer)
         self.rule = cache(self._rule)
         likelihood = self.plane.likelihood
@@ -179,7 +179,7 @@ class _Candidates:
         y = plane.outer.coordinate(value, plane.unit)
         rows, nodes, log_weight = inner_grid(plane, y, self.n_inner - 1)
         conditional = np.exp(log_weight - logsumexp(log_weight, axis=1, keepdims=True))
-        return weight, rows, _Gauss(plane.values(nodes)[1], conditional, plane.inner_scale)
+        return weight, rows, Gauss(plane.values(nodes)[1], conditional, plane.inner_scale)
 
     def _rule(self, orders: tuple[int, int]) -> tuple[Rule, Moments]:
         """Return a rule and the moments of the probes and their centers."""
@@ -216,7 +216,7 @@ class _Candidates:
         )
 
 
-class _Gauss:
+class Gauss:
     """Gauss rules of discrete distributions, one a row, of any order (Lanczos).
 
     Parameters

@@ -48,7 +48,7 @@ class Merged(NamedTuple):
     def apply(self, labels: pd.Series) -> pd.Series:
         """Merge the same groups of other labels; groups that were not seen stay as they are."""
         into = dict(zip(self.merged["group"], self.merged["into"], strict=True))
-        known = _labels_of(labels.to_frame("group"), "group")
+        known = labels_of(labels.to_frame("group"), "group")
         kinds = list(dict.fromkeys(into.get(kind, kind) for kind in known.cat.categories))
         return (
             known.astype(object)
@@ -115,7 +115,7 @@ def check_group_sizes(
     GroupSizes
         `merge_small_groups` and `coarser_bins` carry out its remedies.
     """
-    sizes = _labels_of(df, grouping_var).value_counts(sort=False).rename("n_creators")
+    sizes = labels_of(df, grouping_var).value_counts(sort=False).rename("n_creators")
     small = sizes[sizes < min_size]
     warnings = ()
     if len(small):
@@ -258,7 +258,7 @@ def cross_groupings(
     -------
     Crossed
     """
-    outer, inner = (_labels_of(features, name) for name in (first, second))
+    outer, inner = (labels_of(features, name) for name in (first, second))
     cells = pd.crosstab(outer, inner).rename_axis(index=first, columns=second)
     labels, merged = pd.Series("", index=features.index, dtype=object), []
     for group in cells.index:
@@ -423,7 +423,7 @@ def _with_genre(effects: pd.DataFrame, labels: pd.Series) -> pd.DataFrame:
     return rest
 
 
-def _labels_of(df: pd.DataFrame, grouping_var: str) -> pd.Series:
+def labels_of(df: pd.DataFrame, grouping_var: str) -> pd.Series:
     """The groups as text, in a categorical that keeps their order."""
     require_columns(df, (grouping_var,), "features")
     labels = df[grouping_var]
@@ -438,7 +438,7 @@ def _labels_of(df: pd.DataFrame, grouping_var: str) -> pd.Series:
 
 
 def _counts(labels: pd.Series) -> dict[str, int]:
-    return _labels_of(labels.to_frame("group"), "group").value_counts(sort=False).to_dict()
+    return labels_of(labels.to_frame("group"), "group").value_counts(sort=False).to_dict()
 
 
 def _is_ordered(labels: pd.Series) -> bool:

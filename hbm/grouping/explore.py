@@ -18,7 +18,7 @@ from scipy import stats
 from scipy.optimize import brentq
 
 from hbm.checks import DataError, refuse, require_columns
-from hbm.grouping.candidates import _labels_of
+from hbm.grouping.candidates import labels_of
 from hbm.grouping.thresholds import THRESHOLDS
 from hbm.intervals import LEVEL, normal_factor
 from hbm.readout import holm
@@ -418,7 +418,7 @@ def _clean(df: pd.DataFrame, grouping_var: str, outcome: str, se: str | None) ->
         wrong = ~(np.isfinite(used[se]) & (used[se] > 0))
         refuse(named, wrong, se, "must be a number greater than 0", "df")
         se2 = np.square(used[se].to_numpy(float))
-    labels = _labels_of(used, grouping_var)
+    labels = labels_of(used, grouping_var)
     code = labels.cat.codes.to_numpy(np.int64)
     names = labels.cat.categories.to_numpy()
     n = np.bincount(code, minlength=len(names))

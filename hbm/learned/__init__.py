@@ -94,11 +94,11 @@ def remember_batch(
     discount : float
         As for `learn_priors`.
     """
-    data, genres = _batch(summaries)
+    data, genres = as_batch(summaries)
     return _learned(priors, data, genres, discount)
 
 
-def _batch(summaries: pd.DataFrame) -> tuple[Estimates, np.ndarray]:
+def as_batch(summaries: pd.DataFrame) -> tuple[Estimates, np.ndarray]:
     """Return the estimates of a batch and the names of its genres."""
     validate_summaries(summaries)
     require_columns(summaries, ["genre"], "summaries")
@@ -179,7 +179,7 @@ def log_predictive_density(priors: Priors, summaries: pd.DataFrame) -> float:
     summaries : DataFrame
         The batch, with ``creator_id, genre, genre_idx, effect_hat, se``.
     """
-    data, genres = _batch(summaries)
+    data, genres = as_batch(summaries)
     data = data.remembering(priors.memory, genres)
     both = integrate(Likelihood(data, priors.mu_global), priors).log_evidence
     if priors.memory is None:

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.special import gammainc, gammaincc
 
 from hbm.gaussian import Moments, mixture_cdf, mixture_moments
-from hbm.learned import _batch, prior_mixture
+from hbm.learned import as_batch, prior_mixture
 from hbm.priors import Priors
 from hbm.readout import holm
 
@@ -95,7 +95,7 @@ def prior_conflict(
     383-430. Evans & Moshonov (2006), Checking for prior-data conflict, Bayesian Analysis 1,
     893-914.
     """
-    data, genres = _batch(summaries)
+    data, genres = as_batch(summaries)
     genre, sigma_creator, weights = prior_mixture(priors, genres)
     typical = float(weights @ sigma_creator)
     v = 1 / (np.square(data.se) + typical**2)

@@ -22,7 +22,7 @@ from hbm.learned import DISCOUNT, log_predictive_density, remember_batch
 from hbm.learned.conflict import SPREAD, prior_conflict, resolve_conflict
 from hbm.priors import Priors
 from hbm.replicate import replicate
-from hbm.sbc import Calibration, _collect, _Joint, _rank_exactly, _simulate
+from hbm.sbc import Calibration, Joint, collect_ranks, rank_exactly, simulate_joint
 
 #: The world of the studies, that of `hbm.generate_experiment_data`.
 GENRE_MEAN, GENRE_SD, SIGMA_CREATOR, SIGMA_OBS = 0.5, 0.3, 0.4, 2.0
@@ -390,19 +390,19 @@ def chained_sbc(
         To be judged by `hbm.sbc_verdicts`.
     """
     settings = {"batches": batches, "draws": draws}
-    return _collect(replicate(_chained_replication, n_replications, seed=seed, **settings))
+    return collect_ranks(replicate(_chained_replication, n_replications, seed=seed, **settings))
 
 
 def _chained_replication(rng: np.random.Generator, *, batches: int, draws: int):
     n_genres = len(GENRES)
     counts = [equal_counts(n_genres - 1)] * (batches - 1) + [equal_counts(n_genres)]
     designs = [draw_batch(rng, np.zeros(len(c)), c).summaries for c in counts]
-    truth, data = _simulate(rng, pd.concat(designs, ignore_index=True), Priors())
+    truth, data = simulate_joint(rng, pd.concat(designs, ignore_index=True), Priors())
     priors, end = Priors(), 0
     for design in designs:
         rows = slice(end, end := end + len(design))
         batch = data.iloc[rows].reset_index(drop=True)
         if len(design) and end < len(data):
             priors = remember_batch(priors, batch, discount=1)
-    own = _Joint(truth.hyper, truth.mu_genre, truth.tau[:, rows])
-    return _rank_exactly(rng, own, batch, batch, priors, draws)
+    own = Joint(truth.hyper, truth.mu_genre, truth.tau[:, rows])
+    return rank_exactly(rng, own, batch, batch, priors, draws)

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from hbm.checks import DataError, refuse, require_columns
-from hbm.data import GENRES, SIZE_MIXTURE, _is_real
+from hbm.data import GENRES, SIZE_MIXTURE, is_real
 
 _SOURCE = "panel"
 
@@ -180,7 +180,7 @@ def _refuse_values(panel: pd.DataFrame, unit: str, wrong, column: str, rule: str
 
 
 def _finite(panel: pd.DataFrame, unit: str, column: str) -> np.ndarray:
-    if not _is_real(panel[column]):
+    if not is_real(panel[column]):
         dtype = panel[column].dtype
         raise DataError(f"{_SOURCE}: column '{column}' must be numeric, its type is {dtype}")
     values = panel[column].to_numpy(float, na_value=np.nan)
@@ -194,7 +194,7 @@ def _whole_numbers(
     """Return a column of periods as floats, NaN where it may be missing."""
     if missing and panel[column].isna().all():
         return np.full(len(panel), np.nan)
-    if not _is_real(panel[column]):
+    if not is_real(panel[column]):
         dtype = panel[column].dtype
         raise DataError(
             f"{_SOURCE}: column '{column}' must hold whole numbers, its type is {dtype}; "
