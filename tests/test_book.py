@@ -212,7 +212,7 @@ def callouts(source):
 
 
 def contract(source):
-    """A chapter describes itself, has one labelled title, and ends with the three sections."""
+    """A chapter: description, one labelled title, its headline numbers, the three last sections."""
     name = Path(source.name).name
     if not source.header.get("description") and name != "references.qmd":
         yield f"{source.name}:1: the header has no description"
@@ -230,6 +230,8 @@ def contract(source):
         sections = [title for _, title in source.headings(2)]
         if sections[-3:] != LAST_SECTIONS:
             yield f"{source.name}:1: ends with {sections[-3:]}, not with {LAST_SECTIONS}"
+        if not any("headlines(" in cell.code for cell in source.cells):
+            yield f"{source.name}:1: hands no headline numbers to results.csv"
 
 
 def sentences(source):
@@ -312,6 +314,7 @@ def test_every_source_keeps_the_contract(check):
         (pointers, "The table below has it.", ":1: 'table below'"),
         (callouts, "::: {.callout-tip}\n:::", ":1: callout-tip"),
         (contract, "# Title\n\n## End", ":1: the header has no description"),
+        (contract, "# Title\n\n## End", ":1: hands no headline numbers"),
         (sentences, "One sentence here. Another there.", ":1: two sentences"),
         (decimals, "It is 0.123 in all.", ":1: 0.123"),
         (decimals, "```{python}\n#| tbl-cap: 'It is 0.123.'\n```", ":1: 0.123"),

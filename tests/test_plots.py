@@ -198,21 +198,30 @@ def points(ax):
 # ------------------------------------------------------------------------------ all figures
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_figure_is_whole(name, data):
-    with plt.rc_context({"figure.figsize": (6.3, 3.9)}):  # the PDF's, the smaller of the two
-        fig = FIGURES[name](data)
+def whole(draw, *data, size=(6.3, 3.9)):
+    """Draw a figure, in the size of the PDF unless told, and see that all of it is on the page."""
+    with plt.rc_context({"figure.figsize": size}):
+        fig = draw(*data)
     assert isinstance(fig, Figure)
     assert not plt.get_fignums()  # or a notebook would show it twice
+    assert fig.get_figwidth() == size[0]
+    fits(fig)
+    return fig
+
+
+def fits(fig):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a layout that does not fit warns
         fig.draw_without_rendering()
     drawn, (width, height) = fig.get_tightbbox(), fig.get_size_inches()
-    assert width == 6.3
     assert min(drawn.x0, drawn.y0) > -0.01  # nothing is cut off
     assert drawn.x1 < width + 0.01
     assert drawn.y1 < height + 0.01
 
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figure_is_whole(name, data):
+    fig = whole(FIGURES[name], data)
     shown = [ax for ax in fig.axes if ax.get_visible()]
     bottom = [ax for ax in shown if ax.get_subplotspec().is_last_row()]
     named = name == "creators"  # there the ticks are words
@@ -306,9 +315,8 @@ def contrast(one, other):
     return (high + 0.05) / (low + 0.05)
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_dark_changes_colours_and_nothing_else(name, data):
-    fig = FIGURES[name](data)
+def darkened(fig):
+    """Return the dark version of a figure, once nothing but colours is seen to differ."""
     fig.draw_without_rendering()
     fig.set_layout_engine("none")  # which settles a little more at each drawing
     before = png(fig)
@@ -317,6 +325,13 @@ def test_dark_changes_colours_and_nothing_else(name, data):
     for mine, theirs in zip(ink(fig)[0], ink(dark)[0], strict=True):
         np.testing.assert_array_equal(mine, theirs)
     assert ink(fig)[1:] == ink(dark)[1:]
+    assert png(dark) != before
+    return dark
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_dark_changes_colours_and_nothing_else(name, data):
+    dark = darkened(FIGURES[name](data))
     paper = to_hex(dark.get_facecolor())
     assert contrast(paper, "white") > 12
     for text in dark.findobj(Text):

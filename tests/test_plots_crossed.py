@@ -1,14 +1,10 @@
 """Figures of crossed groupings show the tables they are given, whatever the names and the theme."""
 
-import warnings
-
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 from matplotlib.text import Text
-from test_plots import ODD, ink, png, points, texts
+from test_plots import ODD, darkened, png, points, texts, whole
 
 from hbm import plots
 from hbm.crossed.study import ERRORS
@@ -55,32 +51,13 @@ def data():
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_figure_is_whole(name, data):
-    with plt.rc_context({"figure.figsize": (6.3, 3.9)}):
-        fig = FIGURES[name](data)
-    assert isinstance(fig, Figure)
-    assert not plt.get_fignums()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        fig.draw_without_rendering()
-    drawn, (width, height) = fig.get_tightbbox(), fig.get_size_inches()
-    assert width == 6.3
-    assert min(drawn.x0, drawn.y0) > -0.01
-    assert drawn.x1 < width + 0.01
-    assert drawn.y1 < height + 0.01
+    fig = whole(FIGURES[name], data)
     assert fig.axes[-1].get_xlabel() or not fig.axes[-1].get_visible()
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_dark_changes_colours_and_nothing_else(name, data):
-    fig = FIGURES[name](data)
-    fig.draw_without_rendering()
-    fig.set_layout_engine("none")
-    before = png(fig)
-    dark = plots.themed(fig, "dark")
-    assert png(fig) == before
-    for mine, theirs in zip(ink(fig)[0], ink(dark)[0], strict=True):
-        np.testing.assert_array_equal(mine, theirs)
-    assert png(dark) != before
+    darkened(FIGURES[name](data))
 
 
 def test_names_from_data_are_text():

@@ -1,14 +1,10 @@
 """Figures of groupings show the tables they are given, in both themes and with any names."""
 
-import warnings
-
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 from matplotlib.text import Text
-from test_plots import ODD, ink, level, png, points, texts
+from test_plots import ODD, darkened, level, png, points, texts, whole
 
 from hbm import plots
 from hbm.estimates import extract_hbm_estimates
@@ -78,18 +74,7 @@ def data():
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_figure_is_whole(name, data):
-    with plt.rc_context({"figure.figsize": (6.3, 3.9)}):
-        fig = FIGURES[name](data)
-    assert isinstance(fig, Figure)
-    assert not plt.get_fignums()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        fig.draw_without_rendering()
-    drawn, (width, height) = fig.get_tightbbox(), fig.get_size_inches()
-    assert width == 6.3
-    assert min(drawn.x0, drawn.y0) > -0.01
-    assert drawn.x1 < width + 0.01
-    assert drawn.y1 < height + 0.01
+    fig = whole(FIGURES[name], data)
     bottom = [ax for ax in fig.axes if ax.get_subplotspec().is_last_row()]
     assert all(ax.get_xlabel() for ax in bottom)
     assert fig.get_supylabel() or fig.axes[0].get_ylabel()
@@ -97,16 +82,7 @@ def test_figure_is_whole(name, data):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_dark_changes_colours_and_nothing_else(name, data):
-    fig = FIGURES[name](data)
-    fig.draw_without_rendering()
-    fig.set_layout_engine("none")
-    before = png(fig)
-    dark = plots.themed(fig, "dark")
-    assert png(fig) == before
-    for mine, theirs in zip(ink(fig)[0], ink(dark)[0], strict=True):
-        np.testing.assert_array_equal(mine, theirs)
-    assert ink(fig)[1:] == ink(dark)[1:]
-    assert png(dark) != before
+    darkened(FIGURES[name](data))
 
 
 def test_names_from_data_are_text():

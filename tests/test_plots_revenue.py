@@ -1,13 +1,9 @@
 """Figures of skewed revenue show the tables they are given, in both themes."""
 
-import warnings
-
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
-from test_plots import ODD, png, texts
+from test_plots import ODD, darkened, texts, whole
 
 from hbm import plots
 
@@ -38,19 +34,9 @@ FIGURES = {
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_figure_is_whole(name):
-    with plt.rc_context({"figure.figsize": (6.3, 3.9)}):
-        fig = FIGURES[name]()
-    assert isinstance(fig, Figure)
-    assert not plt.get_fignums()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        fig.draw_without_rendering()
-    drawn, (width, height) = fig.get_tightbbox(), fig.get_size_inches()
-    assert min(drawn.x0, drawn.y0) > -0.01
-    assert drawn.x1 < width + 0.01
-    assert drawn.y1 < height + 0.01
+    fig = whole(FIGURES[name])
     assert all(ax.get_xlabel() for ax in fig.axes)
-    assert png(plots.themed(fig, "dark")) != png(fig)
+    darkened(fig)
 
 
 def test_skew_draws_the_figures_of_the_table():

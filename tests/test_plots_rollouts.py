@@ -1,14 +1,12 @@
 """Figures of rollouts show the values of the tables they were given, on both pages."""
 
-import warnings
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 from matplotlib.text import Text
+from test_plots import fits, whole
 
 from hbm import plots
 from hbm.rollouts import borusyak_imputation_estimator
@@ -57,18 +55,9 @@ FIGURES = {
 @pytest.mark.parametrize("name", FIGURES)
 @pytest.mark.parametrize("size", [(7, 4.2), (6.3, 3.9)])
 def test_figure_is_whole_in_both_themes(name, size, data):
-    with plt.rc_context({"figure.figsize": size}):
-        fig = FIGURES[name](data)
-    assert isinstance(fig, Figure)
-    assert not plt.get_fignums()
+    fig = whole(FIGURES[name], data, size=size)
     for version in (fig, plots.themed(fig, "dark")):
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # a layout that does not fit warns
-            version.draw_without_rendering()
-        drawn, (width, height) = version.get_tightbbox(), version.get_size_inches()
-        assert min(drawn.x0, drawn.y0) > -0.01
-        assert drawn.x1 < width + 0.01
-        assert drawn.y1 < height + 0.01
+        fits(version)
         texts = [t for t in version.findobj(Text) if t.get_text() and t.get_visible()]
         assert not any(text.get_parse_math() for text in texts)
         legend = version.legends[0].get_window_extent()
