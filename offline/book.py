@@ -65,7 +65,11 @@ class Project:
         self.root = Path(root).resolve()
         if not (self.root / "_quarto.yml").exists():
             raise BuildError(f"{self.root}: no _quarto.yml here")
-        self.config = yaml.safe_load((self.root / "_quarto.yml").read_text("utf-8"))
+        self.config = {}
+        for name in ("_quarto.yml", "_quarto.yml.local"):  # what this machine alone has to say
+            if (self.root / name).exists():
+                more = yaml.safe_load((self.root / name).read_text("utf-8")) or {}
+                self.config = merged(self.config, more)
         self.book = self.config.get("book") or {}
         self.is_book = self.config.get("project", {}).get("type") == "book"
         formats = self.config.get("format") or {"html": {}}
@@ -151,6 +155,13 @@ class Project:
             ).stdout
         except (OSError, subprocess.CalledProcessError):
             return ""
+
+
+def merged(one, other):
+    """Both settings, those of the other where they differ."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return other
+    return one | {key: merged(one.get(key), value) for key, value in other.items()}
 
 
 def split_header(lines):

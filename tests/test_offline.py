@@ -27,8 +27,6 @@ book:
   description: "Every construct once."
   output-file: little
   downloads: [pdf]
-  repo-url: https://example.org/repo
-  repo-actions: [edit, issue]
   chapters:
     - index.qmd
     - part: "Part one"
@@ -40,6 +38,8 @@ format:
   html: {toc: true, number-sections: true, fig-width: 4, fig-height: 2}
   typst: {toc: true, number-sections: true, papersize: a4}
 """
+
+LOCAL = "book: {repo-url: https://example.org/repo, repo-actions: [edit, issue]}"
 
 INDEX = """---
 title: "Welcome"
@@ -222,6 +222,7 @@ def book(tmp_path_factory):
         tmp_path_factory.mktemp("book"),
         {
             "_quarto.yml": QUARTO,
+            "_quarto.yml.local": LOCAL,
             "index.qmd": INDEX,
             "chapters/01-first.qmd": FIRST,
             "chapters/_shared.qmd": SHARED,

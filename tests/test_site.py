@@ -169,6 +169,16 @@ def test_theme_switch_changes_colours_and_figures(page, address):
 
 
 @needs_browser
+@pytest.mark.parametrize("preferred", ["light", "dark"])
+def test_first_visit_is_in_the_theme_that_the_reader_prefers(browser, address, preferred):
+    context = browser.new_context(color_scheme=preferred)
+    page = context.new_page()
+    page.goto(address + "chapters/05-validation.html", wait_until="networkidle")
+    assert page.locator(f".{preferred}-content").first.is_visible()
+    context.close()
+
+
+@needs_browser
 def test_search_finds_a_phrase(page, address):
     page.goto(address + "index.html", wait_until="networkidle")
     opener = page.locator(".aa-DetachedSearchButton, #quarto-search button").first
