@@ -102,7 +102,7 @@ def check_diagnostics(idata, *, effects: bool = True) -> Diagnostics:
     """
     if "quadrature_errors" in idata.attrs:
         limit = MAX_LATTICE_ERROR if "lattice" in idata.children else MAX_QUADRATURE_ERROR
-        return _check_quadrature(idata.attrs["quadrature_errors"], limit)
+        return check_quadrature(idata.attrs["quadrature_errors"], limit)
     posterior = idata["posterior"].dataset
     n_chains, n_draws = posterior.sizes["chain"], posterior.sizes["draw"]
     if n_chains < 2 or n_draws < 4:
@@ -123,7 +123,8 @@ def check_diagnostics(idata, *, effects: bool = True) -> Diagnostics:
     return Diagnostics(table, divergences, hits, ebfmi, tuple(failures))
 
 
-def _check_quadrature(errors: dict[str, float], limit: float) -> Diagnostics:
+def check_quadrature(errors: dict[str, float], limit: float) -> Diagnostics:
+    """Return the diagnostics of a fit by quadrature, from the error of each quantity."""
     table = pd.DataFrame({"n": 1, "quadrature_error": errors}).rename_axis("quantity")
     failures = tuple(
         f"quadrature error of {name} is {error:.1e}, not below {limit}"

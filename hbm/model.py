@@ -35,7 +35,7 @@ ENGINES = ("nuts", "exact")
 #: Draws of tau larger than this many values are refused: 10^8 doubles are 0.8 GB.
 MAX_VALUES = 10**8
 
-_SAMPLE_STATS = {
+SAMPLE_STATS = {
     "diverging": "diverging",
     "energy": "energy",
     "logp": "lp",
@@ -116,7 +116,7 @@ def fit_hierarchical_model(
         raise ValueError(f"unknown parameterization {parameterization!r}; known: {known}")
     if sigma_by_genre and (engine, parameterization) != ("nuts", "marginal"):
         raise ValueError('sigma_by_genre needs engine="nuts" and parameterization="marginal"')
-    coords = _coords(summaries, priors)
+    coords = coords_of(summaries, priors)
     if engine == "exact":
         return fit_exact(
             summaries,
@@ -163,10 +163,10 @@ def fit_hierarchical_model(
         posterior["mu_genre"] = sampled["posterior"]["mu_genre"].values
         posterior["tau"] = data.unsort(sampled["posterior"]["tau"].values)
     stats = sampled["sample_stats"]
-    return _as_datatree(
+    return as_datatree(
         summaries,
         posterior,
-        {ours: stats[theirs].values for theirs, ours in _SAMPLE_STATS.items()},
+        {ours: stats[theirs].values for theirs, ours in SAMPLE_STATS.items()},
         attrs={
             "engine": engine,
             "parameterization": parameterization,
@@ -351,7 +351,7 @@ def _draw_effects(data: Estimates, sampled, random_seed: int) -> dict[str, np.nd
     return {"mu_genre": mu_genre.reshape(shape), "tau": data.unsort(tau).reshape(shape)}
 
 
-def _coords(summaries: pd.DataFrame, priors: Priors = Priors()) -> dict[str, np.ndarray]:
+def coords_of(summaries: pd.DataFrame, priors: Priors = Priors()) -> dict[str, np.ndarray]:
     """Return the ids and names of the data as coordinates; what is only remembered comes last."""
     genres = np.arange(int(summaries["genre_idx"].max()) + 1).astype(str)
     if "genre" in summaries:
@@ -366,7 +366,8 @@ def _coords(summaries: pd.DataFrame, priors: Priors = Priors()) -> dict[str, np.
     return {"creator": pd.Index(summaries["creator_id"], name="creator"), "genre": genres}
 
 
-def _as_datatree(summaries: pd.DataFrame, posterior, sample_stats, attrs, coords=None):
+def as_datatree(summaries: pd.DataFrame, posterior, sample_stats, attrs, coords=None):
+    """Return draws and data as ArviZ wants them."""
     import arviz as az
 
     tree = az.from_dict(
@@ -379,7 +380,7 @@ def _as_datatree(summaries: pd.DataFrame, posterior, sample_stats, attrs, coords
                 "genre_idx": summaries["genre_idx"].to_numpy(),
             },
         },
-        coords=coords or _coords(summaries),
+        coords=coords or coords_of(summaries),
         dims={
             "mu_genre": ["genre"],
             "sigma_by_genre": ["genre"],

@@ -23,8 +23,8 @@ from hbm.estimates import effect_cdf, extract_genre_estimates, extract_hbm_estim
 from hbm.exact.draws import extract_hyper_estimates
 from hbm.gaussian import Estimates
 from hbm.model import (
-    _SAMPLE_STATS,
-    _as_datatree,
+    SAMPLE_STATS,
+    as_datatree,
     between_genres,
     check_sampling,
     compile_model,
@@ -114,10 +114,10 @@ def fit_hierarchical_model_robust(
         tau = student.draw_effects(data, student_draws(found), nodes, rng)
         posterior["tau"] = data.unsort(tau).reshape(chains, draws, -1)
     stats = sampled["sample_stats"]
-    tree = _as_datatree(
+    tree = as_datatree(
         summaries,
         posterior,
-        {ours: stats[theirs].values for theirs, ours in _SAMPLE_STATS.items()},
+        {ours: stats[theirs].values for theirs, ours in SAMPLE_STATS.items()},
         attrs={
             "engine": "nuts",
             "parameterization": "marginal",

@@ -47,7 +47,7 @@ def fabricate():
     def fabricated(summaries, mu_global, sigma_genre, sigma_creator, seed=0):
         from hbm.data import validate_summaries
         from hbm.gaussian import Estimates, Hyper, creator_moments, genre_moments
-        from hbm.model import _as_datatree
+        from hbm.model import as_datatree
 
         rng = np.random.default_rng(seed)
         hyper = np.broadcast_arrays(mu_global, sigma_genre, sigma_creator)
@@ -65,6 +65,6 @@ def fabricate():
             "reached_max_tree_depth": np.zeros(shape, bool),
             "energy": rng.normal(size=shape),
         }
-        return _as_datatree(summaries, posterior, stats, {"fixed": []})
+        return as_datatree(summaries, posterior, stats, {"fixed": []})
 
     return fabricated

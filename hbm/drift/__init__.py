@@ -16,7 +16,7 @@ import pandas as pd
 
 from hbm.checks import DataError, refuse, require_columns
 from hbm.data import is_real, validate_summaries
-from hbm.diagnostics import MAX_QUADRATURE_ERROR, Diagnostics, _check_quadrature
+from hbm.diagnostics import MAX_QUADRATURE_ERROR, Diagnostics, check_quadrature
 from hbm.drift.posterior import DriftLikelihood, DriftPosterior, integrate
 from hbm.drift.process import STATIC, AutoRegression, Process, RandomWalk
 from hbm.gaussian import (
@@ -28,7 +28,7 @@ from hbm.gaussian import (
     shrinkage_factor,
 )
 from hbm.intervals import LEVEL, tail_probabilities
-from hbm.model import _coords
+from hbm.model import coords_of
 from hbm.priors import Priors, refuse_memory
 
 __all__ = ["STATIC", "AutoRegression", "DriftFit", "RandomWalk", "fit_drift_model"]
@@ -68,7 +68,7 @@ class DriftFit:
     @cached_property
     def diagnostics(self) -> Diagnostics:
         """The check of the quadrature, which is what can go wrong without a sampler."""
-        return _check_quadrature(self.posterior.errors, MAX_QUADRATURE_ERROR)
+        return check_quadrature(self.posterior.errors, MAX_QUADRATURE_ERROR)
 
     @cached_property
     def periods(self) -> np.ndarray:
@@ -275,7 +275,7 @@ def fit_drift_model(
     """
     refuse_memory(priors, "a model of drift")
     when = validate_periods(summaries, period)
-    names = _coords(summaries)["genre"]
+    names = coords_of(summaries)["genre"]
     idx = summaries["genre_idx"].to_numpy(int)
     data = pd.DataFrame(
         {

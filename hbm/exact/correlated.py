@@ -20,7 +20,7 @@ from hbm.checks import DataError
 from hbm.covariance import StructuredCovariance
 from hbm.data import validate_summaries
 from hbm.diagnostics import HYPERPARAMETERS, check_diagnostics, estimates_of, priors_of
-from hbm.exact.likelihood import _LOG_2PI, Likelihood
+from hbm.exact.likelihood import LOG_2PI, Likelihood
 from hbm.exact.quadrature import integrate
 from hbm.gaussian import (
     Estimates,
@@ -111,7 +111,7 @@ class CorrelatedLikelihood(Likelihood):
         rest = self.effect - offset[data.genre_idx]
         along = factor.T @ (v * rest)
         squares = (v * np.square(rest)).sum() - along @ middle @ along
-        constant = (len(v) - data.n_genres) * _LOG_2PI
+        constant = (len(v) - data.n_genres) * LOG_2PI
         residual = -0.5 * (log_det + np.log(weight).sum() + squares + constant)
         return basis.T @ (offset + self.center), weight, residual, basis.sum(axis=0), basis
 
@@ -133,7 +133,7 @@ class CorrelatedLikelihood(Likelihood):
             - squared
             - np.log(var)
             - np.square(away) / var
-            - self.data.n_genres * _LOG_2PI
+            - self.data.n_genres * LOG_2PI
         )
         return log_density, origin + mean - away / (var * total), self.prior_var / (var * total)
 

@@ -15,7 +15,7 @@ from hbm.gaussian import Estimates, Moments, renumbered
 from hbm.priors import Normal
 
 _BLOCK = 400_000
-_LOG_2PI = np.log(2 * np.pi)
+LOG_2PI = np.log(2 * np.pi)
 
 
 class Sums(NamedTuple):
@@ -83,7 +83,7 @@ class Likelihood:
             v *= np.square(deviation, out=deviation)
             v += np.log(total, out=total)
             residual[block] = v.sum(axis=1) + np.log(weight[block]).sum(axis=1)
-        constant = (len(self.effect) - data.n_genres) * _LOG_2PI
+        constant = (len(self.effect) - data.n_genres) * LOG_2PI
         mean, residual = mean + self.center, -0.5 * (residual + constant)
         if data.memory is None:
             return Sums(mean, weight, residual)
@@ -125,7 +125,7 @@ class Likelihood:
             - squared
             - np.log(var)
             - np.square(away) / var
-            - len(weight) * _LOG_2PI
+            - len(weight) * LOG_2PI
         )
         mu_mean = origin + mean - away / (var * total)
         return log_density, mu_mean, self.prior_var / (var * total)
