@@ -60,10 +60,19 @@ results: $(READY)  ## accept the headline numbers of the last complete render
 test: $(READY)  ## run the tests
 	@$(PYTHON) -m pytest -n auto --dist loadfile
 
+# Settings of a readout, for the table and for its page alike; the unit only labels the page.
+SETTINGS := expected_share cluster cluster_variance
+GIVEN    := $(foreach name,$(.VARIABLES),$(if $(findstring command,$(origin $(name))),$(name)))
+UNKNOWN  := $(filter-out DATA UV PYTHON unit $(SETTINGS),$(GIVEN))
+
 readout: $(READY)  ## readouts for your own table: make readout DATA=my.csv
 	@test -n "$(DATA)" || { echo "readout: say which table: make readout DATA=my.csv"; exit 2; }
-	@$(PYTHON) -m hbm readout "$(DATA)" --output _readout/readouts.csv $(ARGS)
-	@$(call render,chapters/readout,-P data:"$(abspath $(DATA))" $(PARAMETERS))
+	@test -z "$(UNKNOWN)" || \
+	  { echo "readout: no setting is called $(UNKNOWN); there are $(SETTINGS) unit"; exit 2; }
+	@$(PYTHON) -m hbm readout "$(DATA)" --output _readout/readouts.csv \
+	  $(foreach name,$(filter $(SETTINGS),$(GIVEN)),--$(subst _,-,$(name)) "$($(name))")
+	@$(call render,chapters/readout,-P data:"$(abspath $(DATA))" \
+	  $(foreach name,$(filter unit $(SETTINGS),$(GIVEN)),-P $(name):"$($(name))"))
 	@echo "readout: page      _readout/index.html and _readout/index.pdf"
 	@echo "readout: readouts  _readout/readouts.csv"
 

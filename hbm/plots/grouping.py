@@ -26,7 +26,7 @@ _CHECKS = {
     "quality": "Share of variance\nbetween groups",
     "elpd": "elpd difference\nfrom no grouping",
     "coverage": "Coverage of\nheld-out estimates",
-    "shrinkage": "Mean\nshrinkage factor",
+    "shrinkage": "Mean\nshrinkage",
 }
 
 
