@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from base64 import b64encode
 from collections.abc import Mapping
@@ -27,6 +28,13 @@ def interval_text(estimate: float, lower: float, upper: float, digits: int = 2) 
     The spaces do not break, so that an interval stays on one line of a narrow column.
     """
     text = f"{estimate:.{digits}f} [{lower:.{digits}f}, {upper:.{digits}f}]"
+    return text.replace("-", "−").replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def error_text(value: float, error: float) -> str:
+    """Return ``value ± error`` in any unit, with the two leading digits of the error."""
+    digits = 1 - math.floor(math.log10(error)) if error > 0 else 3
+    text = " ± ".join(f"{round(x, digits):,.{max(digits, 0)}f}" for x in (value, error))
     return text.replace("-", "−").replace(" ", "\N{NO-BREAK SPACE}")
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pypandoc
 import pytest
 
-from hbm.tables import csv_link, escape, interval_text, markdown_table
+from hbm.tables import csv_link, error_text, escape, interval_text, markdown_table
 
 
 def to_html(markdown: str) -> str:
@@ -58,6 +58,20 @@ def test_interval_text():
     text = interval_text(0.5, -0.25, 0.75)
     assert text == "0.50\N{NO-BREAK SPACE}[−0.25,\N{NO-BREAK SPACE}0.75]"
     assert escape(text) == text.replace("[", r"\[").replace("]", r"\]")
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (0.015987, 0.007263, "0.0160 ± 0.0073"),
+        (-0.0709, 0.0148, "−0.071 ± 0.015"),
+        (2434.2, 1512.0, "2,400 ± 1,500"),
+        (882.6, 99.6, "883 ± 100"),
+        (1.5, 0.0, "1.500 ± 0.000"),
+    ],
+)
+def test_an_error_decides_on_digits(value, error, text):
+    assert error_text(value, error) == text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def test_escape_keeps_one_line():
