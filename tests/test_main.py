@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,8 @@ from hbm import creator_readouts, generate_experiment_data, simulate_quarters, s
 from hbm.__main__ import ALERT, BAD_FIT, BAD_INPUT, BAD_OUTPUT, main
 from hbm.exact import quadrature
 from hbm.production.nightly import load_night
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -269,3 +272,25 @@ def test_monitor_refuses_what_it_cannot_compare(quarters, tmp_path, capsys):
     assert main(["monitor", str(path)]) == BAD_INPUT
     assert "missing column quarter" in capsys.readouterr().err
     assert main(["monitor", str(path), str(path)]) == BAD_INPUT
+
+
+def test_make_readout_hands_its_settings_to_the_table_and_to_its_page():
+    def said(*settings):
+        command = ["make", "--dry-run", "readout", "DATA=my.csv", *settings]
+        env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+        return subprocess.run(
+            command, cwd=ROOT, env=env, capture_output=True, text=True, check=True
+        ).stdout
+
+    commands = said("cluster=class", "expected_share=0.5", "unit=points of the test")
+    for expected in (
+        '--cluster "class"',
+        '-P cluster:"class"',
+        '--expected-share "0.5"',
+        '-P expected_share:"0.5"',
+        '-P unit:"points of the test"',
+    ):
+        assert expected in commands
+    assert "--unit" not in commands
+    assert 'test -z ""' in commands
+    assert 'test -z "clutser"' in said("clutser=class")
