@@ -10,6 +10,7 @@ from hbm.data import summarize_creators, validate_summaries
 from hbm.gaussian import (
     Estimates,
     Hyper,
+    Moments,
     creator_moments,
     genre_moments,
     genre_sums,
@@ -158,11 +159,12 @@ def james_stein_estimates(data: pd.DataFrame) -> pd.DataFrame:
 
 
 def empirical_bayes_estimates(data: pd.DataFrame, *, grouping: bool = True) -> pd.DataFrame:
-    """Partial pooling with plugged-in hyperparameters, as if they were known.
+    """Partial pooling with plugged-in standard deviations, as if they were known.
 
     mu_global, sigma_genre and sigma_creator are those that make all estimates together most
     probable (marginal maximum likelihood; Efron & Morris 1973), and everything else follows in
-    closed form. What is not known of the hyperparameters is missing from the intervals.
+    closed form. The intervals hold what is not known of mu_global (Morris 1983, J. Am. Stat.
+    Assoc. 78, 47); what is not known of the standard deviations is missing from them.
 
     Parameters
     ----------
@@ -175,7 +177,8 @@ def empirical_bayes_estimates(data: pd.DataFrame, *, grouping: bool = True) -> p
     -------
     DataFrame
         Estimates, one row a creator, with ``shrinkage`` = se² / (se² + sigma_creator²). Where
-        sigma_creator is estimated as 0, intervals are those of the genre's mean.
+        sigma_creator is estimated as 0, intervals are those of the genre's mean, and where
+        sigma_genre is too, those of the platform's mean.
 
     Raises
     ------
@@ -185,10 +188,19 @@ def empirical_bayes_estimates(data: pd.DataFrame, *, grouping: bool = True) -> p
     summaries = _as_summaries(data)
     estimates = Estimates.from_frame(summaries)
     hyper = _most_probable(estimates, grouping)
-    creator = creator_moments(estimates, genre_moments(estimates, hyper), hyper.sigma_creator)
+    creator = creator_moments(estimates, _genre_moments(estimates, hyper), hyper.sigma_creator)
     effect, var = (estimates.unsort(part[0]) for part in creator)
     pull = shrinkage_factor(summaries["se"].to_numpy(float), hyper.sigma_creator)[0]
     return _estimates(summaries, effect, np.sqrt(var), shrinkage=pull)
+
+
+def _genre_moments(data: Estimates, hyper: Hyper) -> Moments:
+    """Moments of mu_genre with mu_global estimated, under a flat prior, instead of known."""
+    known = genre_moments(data, hyper)
+    var = np.square(hyper.sigma_genre)[:, None]
+    weight = genre_sums(data, hyper.sigma_creator).weight
+    of_mu = 1 / np.sum(1 / (var + 1 / weight), axis=1, keepdims=True)
+    return known._replace(var=known.var + of_mu / np.square(1 + var * weight))
 
 
 def _most_probable(data: Estimates, grouping: bool) -> Hyper:

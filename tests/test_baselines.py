@@ -215,6 +215,46 @@ def test_empirical_bayes_maximises_the_marginal_likelihood(rng):
     assert log_density(data, alone)[0] <= best
 
 
+@pytest.mark.parametrize("grouping", [True, False])
+def test_empirical_bayes_intervals_hold_the_uncertainty_of_the_mean(rng, grouping):
+    """Generalised least squares given the two standard deviations, with whole matrices."""
+    from test_exact import simulated
+
+    summaries = simulated(rng, [3, 5, 2])
+    d, idx = summaries["effect_hat"].to_numpy(), summaries["genre_idx"].to_numpy()
+    found = _most_probable(Estimates.from_frame(summaries), grouping)
+    same = found.sigma_genre[0] ** 2 * (idx[:, None] == idx)
+    tau = same + found.sigma_creator[0] ** 2 * np.eye(len(d))
+    precision = np.linalg.inv(tau + np.diag(summaries["se"] ** 2))
+    pull = tau @ precision
+    of_mu = 1 / precision.sum()
+    left = 1 - pull.sum(axis=1)
+    made = empirical_bayes_estimates(summaries, grouping=grouping)
+    mu = of_mu * precision.sum(axis=0) @ d
+    np.testing.assert_allclose(made["effect_hat"], mu + pull @ (d - mu), rtol=1e-9)
+    np.testing.assert_allclose(
+        made["se"] ** 2, np.diag(tau - pull @ tau) + left**2 * of_mu, rtol=1e-9
+    )
+
+
+@pytest.mark.parametrize("sizes", [[1], [8], [3, 3, 3, 3, 3]])
+def test_where_nothing_varies_empirical_bayes_intervals_are_those_of_the_mean_of_all(sizes):
+    """Both standard deviations are estimated as 0, and the mean is still no certain number."""
+    n = sum(sizes)
+    se = np.linspace(0.5, 1.5, n)
+    summaries = pd.DataFrame(
+        {
+            "creator_id": range(n),
+            "genre_idx": np.repeat(range(len(sizes)), sizes),
+            "effect_hat": 1.0,
+            "se": se,
+        }
+    )
+    made = empirical_bayes_estimates(summaries)
+    np.testing.assert_allclose(made["effect_hat"], 1)
+    np.testing.assert_allclose(made["se"], (1 / se**2).sum() ** -0.5, rtol=1e-6)
+
+
 def test_one_global_mean_agrees_with_an_independent_implementation(rng):
     """Random-effects meta-analysis by maximum likelihood, as the mean solves its equation."""
     from scipy import optimize
