@@ -15,7 +15,7 @@ from hbm.data import validate_summaries
 from hbm.diagnostics import HYPERPARAMETERS, estimates_of
 from hbm.exact.draws import MAX_VALUES, draw_effects
 from hbm.intervals import LEVEL, tail_probabilities
-from hbm.priors import Fixed, Priors
+from hbm.priors import Fixed, Priors, refuse_memory
 
 #: Test statistics of `predictive_pvalues`, each of effects of shape ``(…, creator)``.
 STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -44,6 +44,7 @@ def prior_predictive(
     summaries : DataFrame
         The creators: their genres and standard errors are used.
     priors : Priors
+        Without a memory; what learned priors expect: `hbm.prior_mixture`.
     draws : int
     seed : int or Generator
 
@@ -52,10 +53,18 @@ def prior_predictive(
     DataTree
         Groups ``prior`` (the hyperparameters), ``prior_predictive`` and ``observed_data``, the
         last two with ``effect_hat``; dims ``chain`` (of length 1), ``draw``, ``creator``.
+
+    Raises
+    ------
+    DataError
+        If the summaries break a rule.
+    ValueError
+        If the priors hold a memory.
     """
     import arviz as az
 
     validate_summaries(summaries)
+    refuse_memory(priors, "the prior predictive distribution")
     rng = np.random.default_rng(seed)
     hyper = {}
     for name in HYPERPARAMETERS:

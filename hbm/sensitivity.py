@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pandas as pd
 
+from hbm.diagnostics import priors_of
 from hbm.predictive import with_group, with_log_likelihood
-from hbm.priors import Fixed, Priors
+from hbm.priors import Fixed, refuse_memory
 
 #: Sensitivities from here on are worth a look (Kallioinen et al. 2024).
 THRESHOLD = 0.05
@@ -22,7 +21,7 @@ FINE = "✓"
 _MANY = {"mu_genre": "genre", "tau": "creator"}
 
 
-def with_log_prior(idata, priors: Priors = Priors()):
+def with_log_prior(idata):
     """Return the posterior with the groups ``log_prior`` and ``log_likelihood`` for ArviZ.
 
     The log prior holds one variable a hyperparameter that was not fixed: the levels between them
@@ -33,19 +32,16 @@ def with_log_prior(idata, priors: Priors = Priors()):
     ----------
     idata : DataTree
         From `hbm.fit_hierarchical_model` or `hbm.fit_hierarchical_model_robust`.
-    priors : Priors
-        What the fit was given.
 
     Raises
     ------
     ValueError
-        If the fit was given other priors.
+        If the fit's priors hold a memory, which is no prior of the hyperparameters alone.
     """
     import xarray as xr
 
-    fitted = json.loads(idata.attrs["priors"])
-    if fitted != priors.describe():
-        raise ValueError(f"the fit had other priors: {fitted}")
+    priors = priors_of(idata)
+    refuse_memory(priors, "power scaling")
     tree = with_log_likelihood(idata)
     posterior = tree["posterior"].dataset
     free = [
@@ -64,7 +60,7 @@ def with_log_prior(idata, priors: Priors = Priors()):
     return with_group(tree, "log_prior", log_prior)
 
 
-def prior_sensitivity(idata, priors: Priors = Priors()) -> pd.DataFrame:
+def prior_sensitivity(idata) -> pd.DataFrame:
     """Say how far the posterior moves when the prior, or the likelihood, counts a little more.
 
     The prior (of all hyperparameters together) or the likelihood is raised to a power near 1, by
@@ -76,8 +72,6 @@ def prior_sensitivity(idata, priors: Priors = Priors()) -> pd.DataFrame:
     ----------
     idata : DataTree
         From `hbm.fit_hierarchical_model` or `hbm.fit_hierarchical_model_robust`.
-    priors : Priors
-        What the fit was given.
 
     Returns
     -------
@@ -93,11 +87,11 @@ def prior_sensitivity(idata, priors: Priors = Priors()) -> pd.DataFrame:
     Raises
     ------
     ValueError
-        If the fit was given other priors.
+        If the fit's priors hold a memory.
     """
     from arviz_stats import psense
 
-    tree = with_log_prior(idata, priors)
+    tree = with_log_prior(idata)
     hyper = list(tree["log_prior"].data_vars)
     names = [*hyper, *_MANY]
     to_prior = psense(tree, var_names=names, group="prior")
@@ -109,7 +103,7 @@ def prior_sensitivity(idata, priors: Priors = Priors()) -> pd.DataFrame:
     for name in names:
         where, worst = {}, ""
         if name in _MANY:
-            where = {_MANY[name]: int(to_prior[name].argmax())}
+            where = {_MANY[name]: int(to_prior[name].values.argmax())}
             worst = str(to_prior[name].isel(where)[_MANY[name]].item())
         prior, likelihood = (float(s[name].isel(where)) for s in (to_prior, to_likelihood))
         likelihood = np.nan if name == "tau" else likelihood

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from hbm.learned import remember_batch
 from hbm.model import fit_hierarchical_model
 from hbm.predictive import (
     leave_one_out,
@@ -70,6 +71,12 @@ def test_prior_predictive_has_the_moments_of_the_priors(summaries):
     same_genre = np.cov(effects.values[0, :, 0], effects.values[0, :, 1])[0, 1]
     product = (first - 2) * (effects.values[0, :, 1] - 2)
     assert abs(same_genre - (0.5**2 + 0.3**2)) < K * stats.sem(product)
+
+
+def test_prior_predictive_refuses_what_past_batches_said(summaries):
+    learned = remember_batch(Priors(), summaries)
+    with pytest.raises(ValueError, match="cannot use what past batches said"):
+        prior_predictive(summaries, learned)
 
 
 def test_posterior_predictive_adds_a_group_and_leaves_the_posterior_alone(posterior):

@@ -7,6 +7,7 @@ from conftest import K
 
 from hbm.exact.draws import extract_hyper_estimates
 from hbm.gaussian import Estimates, Hyper, creator_moments
+from hbm.learned import remember_batch
 from hbm.model import fit_hierarchical_model
 from hbm.priors import Fixed, HalfNormal, Normal, Priors
 from hbm.robust import fit_hierarchical_model_robust
@@ -66,12 +67,15 @@ def test_the_log_prior_is_that_of_the_hyperparameters(fit):
     assert "log_prior" not in fit.children
 
 
-def test_what_is_fixed_has_no_prior_and_other_priors_are_refused(summaries, fit):
-    priors = Priors(sigma_genre=Fixed(0.3))
-    tree = with_log_prior(fitted(summaries, priors, draws=50), priors)
+def test_what_is_fixed_has_no_prior(summaries):
+    tree = with_log_prior(fitted(summaries, Priors(sigma_genre=Fixed(0.3)), draws=50))
     assert list(tree["log_prior"].data_vars) == ["mu_global", "sigma_creator"]
-    with pytest.raises(ValueError, match="the fit had other priors"):
-        with_log_prior(fit, priors)
+
+
+def test_what_past_batches_said_is_refused(summaries):
+    learned = remember_batch(Priors(), summaries)
+    with pytest.raises(ValueError, match="power scaling cannot use what past batches said"):
+        prior_sensitivity(fitted(summaries, learned, draws=50))
 
 
 def test_reweighting_is_what_a_fit_with_the_scaled_prior_gives(summaries):
@@ -80,7 +84,7 @@ def test_reweighting_is_what_a_fit_with_the_scaled_prior_gives(summaries):
     given = Priors(Normal(0.0, 0.5), HalfNormal(0.3), HalfNormal(0.3))
     scale = np.sqrt(alpha)
     scaled = Priors(Normal(0.0, 0.5 / scale), HalfNormal(0.3 / scale), HalfNormal(0.3 / scale))
-    tree = with_log_prior(fitted(summaries, given, draws=5000), given)
+    tree = with_log_prior(fitted(summaries, given, draws=5000))
     log_prior = sum(values for values in tree["log_prior"].dataset.data_vars.values())
     weight = np.exp((alpha - 1) * (log_prior - log_prior.max())).values.ravel()
     weight /= weight.sum()
@@ -129,12 +133,12 @@ def test_with_many_creators_effects_do_not_hang_on_the_default_priors(table):
 
 def test_a_strong_prior_that_fights_the_data_is_flagged(summaries):
     priors = Priors(sigma_creator=HalfNormal(0.02))
-    table = prior_sensitivity(fitted(summaries, priors), priors).set_index("quantity")
+    table = prior_sensitivity(fitted(summaries, priors)).set_index("quantity")
     assert table.loc["sigma_creator", "diagnosis"] == CONFLICT
     assert table.loc["tau", "diagnosis"] == STRONG_PRIOR
     assert table.loc["tau", "largest_prior"] == "sigma_creator"
     priors = Priors(mu_global=Normal(-5.0, 0.3))
-    table = prior_sensitivity(fitted(summaries, priors), priors).set_index("quantity")
+    table = prior_sensitivity(fitted(summaries, priors)).set_index("quantity")
     assert table.loc["mu_global", "prior"] > THRESHOLD
     assert table.loc["mu_global", "diagnosis"] != FINE
 
