@@ -12,12 +12,10 @@ import pandas as pd
 
 from hbm import variance as _variance
 from hbm.checks import FIRST, DataError, refuse, require_columns
+from hbm.sizes import SIZE_MIXTURE, draw_sizes
 
 #: The five genres of the simulated platform.
 GENRES = ("comedy", "music", "gaming", "education", "lifestyle")
-
-#: Shares of creators, and the range of users (uniform) from which their sizes are drawn.
-SIZE_MIXTURE = ((0.40, 30, 100), (0.35, 100, 500), (0.25, 500, 5000))
 
 #: The two arms.
 GROUPS = ("control", "treatment")
@@ -74,13 +72,6 @@ def generate_experiment_data(
     ValueError
         If a parameter is out of its range.
     """
-    shares, lows, highs = (np.array(column) for column in zip(*size_mixture, strict=True))
-    if not np.isclose(shares.sum(), 1) or (shares < 0).any():
-        raise ValueError(f"size_mixture: shares must be >= 0 and sum to 1, got {shares.tolist()}")
-    if (lows < 4).any() or (highs <= lows).any():
-        raise ValueError("size_mixture: every range needs 4 <= low < high")
-    if not 0 < treatment_share < 1:
-        raise ValueError(f"treatment_share must lie between 0 and 1, got {treatment_share}")
     if len(genres) < 1 or n_creators_per_genre < 1:
         raise ValueError("at least one genre and one creator per genre are needed")
     if min(genre_sd, sigma_creator) < 0 or sigma_obs <= 0:
@@ -91,9 +82,7 @@ def generate_experiment_data(
     n_creators = len(creator_genre)
     genre_effects = rng.normal(genre_mean, genre_sd, len(genres))
     creator_effects = rng.normal(genre_effects[creator_genre], sigma_creator)
-    component = rng.choice(len(shares), size=n_creators, p=shares)
-    creator_n = rng.integers(lows[component], highs[component])
-    n_treatment = np.clip(np.rint(creator_n * treatment_share), 2, creator_n - 2).astype(int)
+    creator_n, n_treatment = draw_sizes(rng, n_creators, size_mixture, treatment_share)
     width = len(str(n_creators))
     creator_id = np.array([f"c{i + 1:0{width}d}" for i in range(n_creators)], dtype=object)
     creator = np.repeat(np.arange(n_creators), creator_n)

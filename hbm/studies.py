@@ -17,11 +17,12 @@ from hbm.baselines import (
     james_stein_estimates,
     no_pooling_estimates,
 )
-from hbm.data import GROUPS, SIZE_MIXTURE, generate_experiment_data, summarize_creators
+from hbm.data import GROUPS, generate_experiment_data, summarize_creators
 from hbm.estimates import effect_cdf, extract_hbm_estimates
 from hbm.model import fit_hierarchical_model
 from hbm.priors import Fixed, Priors
 from hbm.replicate import replicate
+from hbm.sizes import SIZE_MIXTURE, draw_sizes
 from hbm.validation import compare_estimators, join_truth, oracle_estimates
 
 
@@ -52,17 +53,18 @@ def simulate_summaries(
     -------
     summaries : DataFrame
     truth : dict
+
+    Raises
+    ------
+    ValueError
+        If a parameter is out of its range.
     """
     rng = np.random.default_rng(seed)
     # Four users a creator: the smallest platform, for its truth alone.
     _, truth = generate_experiment_data(rng, size_mixture=((1.0, 4, 5),), **platform)
-    shares, lows, highs = (np.array(column) for column in zip(*size_mixture, strict=True))
-    if (lows < 4).any() or (highs <= lows).any():
-        raise ValueError("size_mixture: every range needs 4 <= low < high")
-    component = rng.choice(len(shares), size=len(truth["creator_id"]), p=shares)
-    truth["creator_n"] = n_total = rng.integers(lows[component], highs[component])
-    n_treatment = np.clip(np.rint(n_total * treatment_share), 2, n_total - 2).astype(int)
     genre_idx = truth["creator_genre"]
+    n_total, n_treatment = draw_sizes(rng, len(genre_idx), size_mixture, treatment_share)
+    truth["creator_n"] = n_total
     arms = {
         "creator_id": truth["creator_id"],
         "genre": np.array(truth["genres"], dtype=object)[genre_idx],

@@ -23,7 +23,6 @@ SOURCES = {_name(path): path.read_text("utf-8") for path in sorted(FOLDER.rglob(
 
 #: A module imports only from those before it.
 ORDER = [
-    "files",
     "intervals",
     "uniform",
     "replicate",
@@ -33,6 +32,8 @@ ORDER = [
     "variance",
     "student",
     "checks",
+    "files",
+    "sizes",
     "data",
     "warehouse",
     "rollouts.panels",

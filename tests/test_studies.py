@@ -1,6 +1,7 @@
 """Many platforms: their simulation, their Monte Carlo errors, the claims, and bugs caught."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,11 @@ from scipy import stats
 from test_validation import ALL, LARGE, MEDIUM, SMALL, SMALL_SIZES, oracle_coverage, z_coverage
 
 from hbm.baselines import complete_pooling_estimates, no_pooling_estimates
-from hbm.data import SIZE_MIXTURE, generate_experiment_data, summarize_creators
+from hbm.data import generate_experiment_data, summarize_creators
+from hbm.learned.study import draw_batch
+from hbm.revenue.simulate import generate_count_data, generate_revenue_data
+from hbm.rollouts.panels import generate_rollout_data
+from hbm.sizes import SIZE_MIXTURE
 from hbm.studies import ESTIMATORS, RIVALS, platform_study, simulate_summaries, summarize_study
 from hbm.validation import (
     DISTANCE_BINS,
@@ -61,8 +66,30 @@ def test_summaries_without_users_have_the_same_truth_and_columns():
     np.testing.assert_array_equal(summaries["n_total"], same["creator_n"])
     again, _ = simulate_summaries(3, n_creators_per_genre=5)
     pd.testing.assert_frame_equal(summaries, again)
-    with pytest.raises(ValueError, match="4 <= low < high"):
-        simulate_summaries(3, size_mixture=((1.0, 3, 9),))
+
+
+@pytest.mark.parametrize(
+    ("simulate", "has_arms"),
+    [
+        (generate_experiment_data, True),
+        (simulate_summaries, True),
+        (generate_revenue_data, True),
+        (generate_count_data, True),
+        (generate_rollout_data, False),
+        (partial(draw_batch, mu_genre=np.zeros(2), counts=np.ones(2, int)), False),
+    ],
+)
+def test_every_simulator_refuses_sizes_that_cannot_be(simulate, has_arms, rng):
+    for mixture, message in (
+        (((1.0, 3, 9),), "4 <= low < high"),
+        (((1.0, 9, 9),), "4 <= low < high"),
+        (((0.5, 30, 60),), "shares must be >= 0 and sum to 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            simulate(rng, size_mixture=mixture)
+    for share in (0.0, 1.5) if has_arms else ():
+        with pytest.raises(ValueError, match="treatment_share must lie between 0 and 1"):
+            simulate(rng, treatment_share=share)
 
 
 # --- Monte Carlo errors ---------------------------------------------------------------------

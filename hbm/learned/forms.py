@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from hbm.data import GENRES, SIZE_MIXTURE
+from hbm.data import GENRES
 from hbm.gaussian import Estimates
 from hbm.learned import remember_batch
 from hbm.learned.study import (
@@ -23,6 +23,7 @@ from hbm.learned.study import (
 from hbm.memory import Past
 from hbm.priors import HalfNormal, LogNormal, Priors, TruncatedNormal
 from hbm.replicate import replicate
+from hbm.sizes import SIZE_MIXTURE
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import beta
 
-from hbm.data import GENRES, SIZE_MIXTURE
+from hbm.data import GENRES
 from hbm.exact.likelihood import Likelihood
 from hbm.exact.quadrature import integrate
 from hbm.exact.rule import effect_rule
@@ -23,6 +23,7 @@ from hbm.learned.conflict import SPREAD, prior_conflict, resolve_conflict
 from hbm.priors import Priors
 from hbm.replicate import replicate
 from hbm.sbc import Calibration, Joint, collect_ranks, rank_exactly, simulate_joint
+from hbm.sizes import SIZE_MIXTURE, draw_sizes
 
 #: The world of the studies, that of `hbm.generate_experiment_data`.
 GENRE_MEAN, GENRE_SD, SIGMA_CREATOR, SIGMA_OBS = 0.5, 0.3, 0.4, 2.0
@@ -71,9 +72,7 @@ def draw_batch(
         As for `hbm.generate_experiment_data`.
     """
     genre_idx = np.repeat(np.arange(len(counts)), counts)
-    shares, lows, highs = (np.array(column) for column in zip(*size_mixture, strict=True))
-    component = rng.choice(len(shares), size=len(genre_idx), p=shares)
-    n_total = rng.integers(lows[component], highs[component])
+    n_total, _ = draw_sizes(rng, len(genre_idx), size_mixture)
     tau = rng.normal(np.asarray(mu_genre)[genre_idx], sigma_creator)
     se = 2 * SIGMA_OBS / np.sqrt(n_total)
     summaries = pd.DataFrame(

@@ -16,7 +16,8 @@ import pandas as pd
 from scipy.optimize import brentq
 from scipy.special import expit, gammainccinv, gammaincinv, ndtr, ndtri
 
-from hbm.data import GENRES, GROUPS, SIZE_MIXTURE
+from hbm.data import GENRES, GROUPS
+from hbm.sizes import SIZE_MIXTURE, draw_sizes
 
 #: How far each arm, control and treatment, lies from the creator's level, in effects.
 ARMS = np.array([-0.5, 0.5])
@@ -112,7 +113,7 @@ def generate_revenue_data(
     Raises
     ------
     ValueError
-        If the tail is unknown.
+        If the tail is unknown, or a size or share out of its range.
     """
     if tail not in TAILS:
         raise ValueError(f"unknown tail {tail!r}; known: {', '.join(TAILS)}")
@@ -181,6 +182,11 @@ def generate_count_data(
         One row a user; the count stands in ``revenue``.
     truth : dict
         As from `generate_revenue_data`, with ``mean`` (creator, arm) in place of the two parts.
+
+    Raises
+    ------
+    ValueError
+        If a size or share is out of its range.
     """
     rng = np.random.default_rng(seed)
     genre = np.repeat(np.arange(len(genres)), n_creators_per_genre)
@@ -234,10 +240,7 @@ def split_effect(share: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.nd
 
 def _place_users(rng, n_creators: int, size_mixture, treatment_share: float):
     """Return creator and arm of every user, and the users of each creator."""
-    shares, lows, highs = (np.array(column) for column in zip(*size_mixture, strict=True))
-    component = rng.choice(len(shares), size=n_creators, p=shares)
-    n = rng.integers(lows[component], highs[component])
-    n_treatment = np.clip(np.rint(n * treatment_share), 2, n - 2).astype(int)
+    n, n_treatment = draw_sizes(rng, n_creators, size_mixture, treatment_share)
     creator = np.repeat(np.arange(n_creators), n)
     place = np.arange(len(creator)) - np.repeat(np.cumsum(n) - n, n)
     return creator, place < n_treatment[creator], n

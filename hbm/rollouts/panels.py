@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from hbm.checks import DataError, refuse, require_columns
-from hbm.data import GENRES, SIZE_MIXTURE, is_real
+from hbm.data import GENRES, is_real
+from hbm.sizes import SIZE_MIXTURE, draw_sizes
 
 _SOURCE = "panel"
 
@@ -302,9 +303,7 @@ def generate_rollout_data(
     genre_idx = np.repeat(np.arange(len(genres)), n_creators_per_genre)
     genre_effects = rng.normal(genre_mean, genre_sd, len(genres))
     effects = rng.normal(genre_effects[genre_idx], sigma_creator)
-    shares, lows, highs = (np.array(column) for column in zip(*size_mixture, strict=True))
-    component = rng.choice(len(shares), size=n_creators, p=shares)
-    total = rng.integers(lows[component], highs[component])
+    total, _ = draw_sizes(rng, n_creators, size_mixture)
     n_users = np.maximum(np.rint(total / n_periods), 1).astype(np.int64)
 
     first = rng.integers(low, high, n_creators).astype(float)
