@@ -16,9 +16,9 @@ from pathlib import Path
 import pandas as pd
 
 from hbm.checks import DataError, require_columns
-from hbm.data import read_table, validate_users
+from hbm.data import validate_users
 from hbm.diagnostics import DiagnosticsError
-from hbm.files import written_whole
+from hbm.files import read_table, written_whole
 from hbm.grouping.candidates import create_grouping
 from hbm.grouping.monitor import monitor_grouping
 from hbm.learned import load_priors
@@ -317,9 +317,10 @@ def _parser() -> argparse.ArgumentParser:
     readout.add_argument("--cluster", metavar="COLUMN", help="column of the randomised unit")
     readout.add_argument(
         "--cluster-variance",
-        choices=("own", "pooled"),
-        default="own",
-        help="variance between clusters: each creator's own, or pooled over all (%(default)s)",
+        choices=("own", "moderated", "pooled"),
+        default="moderated",
+        help="variance between clusters: each creator's own, moderated toward the others', "
+        "or pooled over all (%(default)s)",
     )
     fit = _command(
         commands,

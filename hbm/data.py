@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pandas as pd
 
 from hbm import variance as _variance
 from hbm.checks import FIRST, DataError, refuse, require_columns
+from hbm.files import read_table
 from hbm.sizes import SIZE_MIXTURE, draw_sizes
 
 #: The five genres of the simulated platform.
@@ -139,35 +139,6 @@ def read_users(path: str | Path) -> pd.DataFrame:
     return validate_users(read_table(path), source=Path(path).name)
 
 
-def read_table(path: str | Path) -> pd.DataFrame:
-    """Read any table of the package as `read_users` does, without checking its rows."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    name = path.name.lower()
-    try:
-        if name.endswith(".parquet"):
-            return pd.read_parquet(path)
-        if name.endswith((".csv", ".csv.gz")):
-            return _read_csv(path)
-        raise DataError(f"{path.name}: known endings are .csv, .csv.gz and .parquet")
-    except pd.errors.EmptyDataError:
-        raise DataError(f"{path.name}: the file is empty") from None
-    except (ValueError, OSError, EOFError, zlib.error) as error:
-        if isinstance(error, DataError):
-            raise
-        kind = "Parquet" if name.endswith(".parquet") else "CSV"
-        raise DataError(f"{path.name}: the content is not {kind}: {error}") from error
-
-
-def _read_csv(path: Path) -> pd.DataFrame:
-    with path.open("rb") as file:
-        if file.read(4) == b"PAR1":
-            raise DataError(f"{path.name}: the content is Parquet, not CSV")
-    text = dict.fromkeys(("creator_id", "genre", "group", "user_id", "quarter"), "str")
-    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
-
-
 def validate_users(users: pd.DataFrame, *, source: str = "users") -> pd.DataFrame:
     """Check a users frame once, where it enters.
 
@@ -277,9 +248,57 @@ def arrange_arms(moments: pd.DataFrame, genre: pd.Series) -> pd.DataFrame:
 def _as_arms(data: pd.DataFrame) -> pd.DataFrame:
     if not isinstance(data, pd.DataFrame) or "revenue" in data or "n_treatment" not in data:
         return summarize_arms(data)
+    return validate_arms(data)
+
+
+def validate_arms(arms: pd.DataFrame) -> pd.DataFrame:
+    """Check arms that were made elsewhere.
+
+    Rules: ``creator_id`` unique; ``genre`` known, and one to one with ``genre_idx``; counts are
+    whole; a mean is finite where the arm has a user, a variance finite and at least 0 where it
+    has two.
+
+    Parameters
+    ----------
+    arms : DataFrame
+        As from `summarize_arms`.
+
+    Returns
+    -------
+    DataFrame
+        The same frame.
+
+    Raises
+    ------
+    DataError
+        Names column, rule and first offending creators.
+    """
+    source = "arms"
     moments = [f"{moment}_{group}" for moment in ("n", "mean", "var") for group in GROUPS]
-    require_columns(data, ("creator_id", "genre", "genre_idx", *moments), "arms")
-    return data
+    require_columns(arms, ("creator_id", "genre", "genre_idx", *moments), source)
+    for column in ("creator_id", "genre"):
+        refuse(arms, arms[column].isna(), column, "must not be missing", source)
+    again = arms["creator_id"].duplicated(keep=False)
+    refuse(arms, again, "creator_id", "must be unique", source)
+    values = {column: _numbers(arms, column, source) for column in ("genre_idx", *moments)}
+    for column in ("genre_idx", "n_treatment", "n_control"):
+        whole = (values[column] >= 0) & (values[column] % 1 == 0)
+        refuse(arms, ~whole, column, "must be 0, 1, 2, …", source)
+    _refuse_renamed_genres(arms["genre"], values["genre_idx"].astype(int), source)
+    for group in GROUPS:
+        n, mean, var = (values[f"{moment}_{group}"] for moment in ("n", "mean", "var"))
+        wrong = (n > 0) & ~np.isfinite(mean)
+        refuse(arms, wrong, f"mean_{group}", "must be finite where there is a user", source)
+        wrong = (n > 1) & ~(np.isfinite(var) & (var >= 0))
+        refuse(arms, wrong, f"var_{group}", "must be at least 0 where there are two users", source)
+    return arms
+
+
+def _numbers(frame: pd.DataFrame, column: str, source: str) -> np.ndarray:
+    if not is_real(frame[column]):
+        dtype = frame[column].dtype
+        raise DataError(f"{source}: column '{column}' must be numeric, its type is {dtype}")
+    return frame[column].to_numpy(float, na_value=np.nan)
 
 
 def incomplete_creators(users: pd.DataFrame) -> pd.DataFrame:
@@ -332,9 +351,9 @@ def summarize_creators(
     cluster : str, optional
         Column of the unit that was randomised (a class, a household), nested in creator and
         arm. The standard errors are then cluster-robust, and `variance` is not used.
-    cluster_variance : {"own", "pooled"}
-        ``own`` refuses an arm of a single cluster; ``pooled`` takes the variance between
-        clusters from all creators.
+    cluster_variance : {"own", "moderated", "pooled"}
+        Where those come from: `hbm.variance.cluster_standard_errors`. All but ``pooled`` refuse
+        an arm of a single cluster.
 
     Returns
     -------
@@ -349,6 +368,9 @@ def summarize_creators(
     """
     if incomplete not in ("raise", "exclude"):
         raise ValueError(f"incomplete must be 'raise' or 'exclude', got {incomplete!r}")
+    if cluster_variance not in _variance.CLUSTER_METHODS:
+        known = ", ".join(_variance.CLUSTER_METHODS)
+        raise ValueError(f"unknown cluster_variance {cluster_variance!r}; known: {known}")
     arms = _as_arms(users)
     few = incomplete_creators(arms)
     if len(few) and incomplete == "raise":
@@ -386,8 +408,6 @@ def _cluster_errors(
     users: pd.DataFrame, arms: pd.DataFrame, cluster: str, cluster_variance: str
 ) -> pd.DataFrame:
     """Standard errors of `arms` from clusters of users, in the order of `arms`."""
-    if cluster_variance not in ("own", "pooled"):
-        raise ValueError(f"cluster_variance must be 'own' or 'pooled', got {cluster_variance!r}")
     if "n_treatment" in users:
         raise DataError(f"users: column '{cluster}' needs one row a user, not arms")
     require_columns(users, (cluster,), "users")
@@ -402,7 +422,7 @@ def _cluster_errors(
         .reset_index()
     )
     try:
-        errors = _variance.cluster_standard_errors(clusters, pooled=cluster_variance == "pooled")
+        errors = _variance.cluster_standard_errors(clusters, cluster_variance)
     except ValueError as error:
         raise DataError(f"users: column '{cluster}': {error}") from None
     return errors.reindex(arms["creator_id"]).reset_index(drop=True)
@@ -437,10 +457,7 @@ def validate_summaries(summaries: pd.DataFrame) -> pd.DataFrame:
     refuse(summaries, ids.isna(), "creator_id", "must not be missing", source)
     refuse(summaries, ids.duplicated(keep=False), "creator_id", "must be unique", source)
     for column in ("genre_idx", "effect_hat", "se"):
-        if not is_real(summaries[column]):
-            dtype = summaries[column].dtype
-            raise DataError(f"{source}: column '{column}' must be numeric, its type is {dtype}")
-        values = summaries[column].to_numpy(float, na_value=np.nan)
+        values = _numbers(summaries, column, source)
         refuse(summaries, ~np.isfinite(values), column, "must be a finite number", source)
     refuse(summaries, summaries["se"] <= 0, "se", "must be greater than 0", source)
     idx = summaries["genre_idx"].to_numpy(float)
@@ -451,16 +468,20 @@ def validate_summaries(summaries: pd.DataFrame) -> pd.DataFrame:
             f"{source}: column 'genre_idx' must have no gaps; without a creator: "
             f"{', '.join(map(str, empty[:FIRST]))}"
         )
-    if "genre" in summaries and not _one_to_one(summaries["genre"], idx.astype(int)):
-        names = summaries.groupby("genre_idx")["genre"].nunique(dropna=False)
-        if (names > 1).any():
-            raise DataError(f"{source}: genre_idx {names.idxmax()} has more than one genre name")
-        numbers = summaries.groupby("genre", dropna=False)["genre_idx"].nunique()
-        if (numbers > 1).any():
-            raise DataError(f"{source}: genre {numbers.idxmax()!r} has more than one genre_idx")
+    if "genre" in summaries:
+        _refuse_renamed_genres(summaries["genre"], idx.astype(int), source)
     return summaries
 
 
-def _one_to_one(genre: pd.Series, idx: np.ndarray) -> bool:
+def _refuse_renamed_genres(genre: pd.Series, idx: np.ndarray, source: str) -> None:
+    """Raise unless every genre has one number, and every number one genre."""
     code, names = pd.factorize(genre, use_na_sentinel=False)
-    return len(np.unique(code * (idx.max() + 1) + idx)) == len(names) == idx.max() + 1
+    pairs = np.unique(code * (idx.max(initial=0) + 1) + idx)
+    if len(pairs) == len(names) == len(np.unique(idx)):
+        return
+    pairs = pd.DataFrame({"genre": genre.to_numpy(), "genre_idx": idx}).drop_duplicates()
+    number = pairs.loc[pairs["genre_idx"].duplicated(), "genre_idx"]
+    if len(number):
+        raise DataError(f"{source}: genre_idx {number.iloc[0]} has more than one genre name")
+    name = pairs.loc[pairs["genre"].duplicated(), "genre"].iloc[0]
+    raise DataError(f"{source}: genre {name!r} has more than one genre_idx")

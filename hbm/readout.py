@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from hbm.variance import variance_ratio
 #: A verdict is given if the probability of the other sign is at most this.
 SIGN_ERROR = tail_probabilities(LEVEL)[0]
 
-#: Findings: arms smaller than this lean on the other creators' variances.
+#: Findings: arms of fewer randomised units lean on the other creators' variances.
 SMALL_ARM = 10
 #: Genres smaller than this lean on the platform.
 SMALL_GENRE = 5
@@ -119,7 +119,7 @@ def readout_report(
     *,
     variance: str = "pooled",
     cluster: str | None = None,
-    cluster_variance: str = "own",
+    cluster_variance: str = "moderated",
     expected_share: float | None = None,
     priors: Priors | None = None,
     engine: str = "exact",
@@ -133,7 +133,7 @@ def readout_report(
         A users frame, its arms (`hbm.summarize_arms`, `hbm.arms_from_warehouse`), or a summaries
         frame.
     variance : {"pooled", "moderated", "welch"}
-        Standard errors: `hbm.summarize_creators`. Not used for summaries.
+        Standard errors: `hbm.summarize_creators`. Summaries have theirs.
     cluster, cluster_variance
         Column of the randomised unit where that is not the user: `hbm.summarize_creators`.
     expected_share : float, optional
@@ -155,13 +155,14 @@ def readout_report(
     DiagnosticsError
         If the fit cannot be trusted.
     ValueError
-        If a setting is out of its range.
+        If a setting is out of its range, or cannot apply to this table.
     """
-    arms, summaries, excluded = summarized(data, variance, cluster, cluster_variance)
+    errors = {"variance": variance, "cluster": cluster, "cluster_variance": cluster_variance}
+    arms, summaries, excluded = summarized(data, **errors)
     priors = priors or Priors.weakly_informative(summaries)
-    if summaries["genre_idx"].nunique() == 1:
+    if priors.memory is None and summaries["genre_idx"].nunique() == 1:
         # One genre says nothing about how genres differ: its mean is the platform's.
-        priors = Priors(priors.mu_global, Fixed(0), priors.sigma_creator)
+        priors = replace(priors, sigma_genre=Fixed(0))
     # Readouts of the exact engine need no draws; NUTS makes them anyway.
     draws = {"draws": 0} if engine == "exact" else {}
     idata = fit_hierarchical_model(
@@ -179,8 +180,17 @@ def readout_report(
         readouts=readouts,
         genres=genres,
         sigma_creator=sigma_creator,
-        findings=_findings(
-            arms, summaries, excluded, _outliers(summaries, genres, sigma_creator), expected_share
+        findings=pd.DataFrame(
+            [
+                _finding(
+                    "fewer than two users in an arm",
+                    excluded["creator_id"],
+                    "set aside; listed as not estimated",
+                ),
+                *_findings_of_errors(data, arms, summaries, **errors),
+                *_findings_of_effects(summaries, genres, sigma_creator),
+                *_findings_of_shares(data if arms is None else arms, expected_share),
+            ]
         ),
         summaries=summaries,
         idata=idata,
@@ -193,7 +203,7 @@ def summarized(
     data: pd.DataFrame,
     variance: str = "pooled",
     cluster: str | None = None,
-    cluster_variance: str = "own",
+    cluster_variance: str = "moderated",
 ) -> tuple[pd.DataFrame | None, pd.DataFrame, pd.DataFrame]:
     """Return the arms of a table, its summaries, and the creators that have none.
 
@@ -203,9 +213,19 @@ def summarized(
         A users frame, its arms, or a summaries frame, which has no arms to return.
     variance, cluster, cluster_variance
         As for `readout_report`.
+
+    Raises
+    ------
+    ValueError
+        If one of them is given for a summaries frame.
     """
     arms, excluded = None, pd.DataFrame(columns=["creator_id", "genre", "reason"])
     if "effect_hat" in data:
+        if cluster is not None or variance != "pooled" or cluster_variance != "moderated":
+            raise ValueError(
+                "variance, cluster and cluster_variance cannot apply to summaries: "
+                "they have their standard errors already"
+            )
         summaries = validate_summaries(data)
     else:
         arms = data if "n_treatment" in data else summarize_arms(data)
@@ -260,33 +280,31 @@ def _four(prefix: str, estimates: pd.DataFrame) -> dict[str, pd.Series]:
     return {prefix + suffix: estimates[column] for suffix, column in names.items()}
 
 
-def _findings(arms, summaries, excluded, outliers, expected_share) -> pd.DataFrame:
-    """Check the data; every check appears, also those that found nothing."""
-    rows = [
-        _finding(
-            "fewer than two users in an arm",
-            excluded["creator_id"],
-            "set aside; listed as not estimated",
-        )
-    ]
+def _findings_of_errors(
+    data, arms, summaries, variance, cluster, cluster_variance
+) -> list[dict[str, Any]]:
+    """Check what the standard errors rest on; also what found nothing appears."""
+    rows, ids = [], summaries["creator_id"]
     if "variance_borrowed" in summaries:
         rows.append(
             _finding(
-                "no variation in an arm",
-                summaries.loc[summaries["variance_borrowed"], "creator_id"],
+                f"no variation {'between clusters ' if cluster else ''}in an arm",
+                ids[summaries["variance_borrowed"]],
                 "kept; the variance comes from the other creators too",
             )
         )
-    if arms is not None:
-        small = summaries[["n_treatment", "n_control"]].min(axis=1) < SMALL_ARM
-        rows.append(
-            _finding(
-                f"fewer than {SMALL_ARM} users in an arm",
-                summaries.loc[small, "creator_id"],
-                "kept; the standard error leans on the other creators",
-            )
+    if arms is None:
+        return rows
+    alone = cluster_variance == "own" if cluster else variance == "welch"
+    rows.append(
+        _finding(
+            f"fewer than {SMALL_ARM} {'clusters' if cluster else 'users'} in an arm",
+            ids[_smallest_arm(data, summaries, cluster) < SMALL_ARM],
+            "kept; the standard error "
+            + ("is itself mostly noise" if alone else "leans on the other creators"),
         )
-    if arms is not None:
+    )
+    if variance == "pooled" and not cluster:
         rows.append(
             _finding(
                 "treatment changes the spread of revenue, and the arms are unequal",
@@ -294,31 +312,48 @@ def _findings(arms, summaries, excluded, outliers, expected_share) -> pd.DataFra
                 'kept; compare with variance="moderated"',
             )
         )
+    return rows
+
+
+def _smallest_arm(data, summaries, cluster) -> np.ndarray:
+    """Randomised units in the smaller arm of each creator."""
+    if cluster is None:
+        return summaries[["n_treatment", "n_control"]].min(axis=1).to_numpy()
+    clusters = data.groupby(["creator_id", "group"], observed=True)[cluster].nunique()
+    smallest = clusters.groupby("creator_id", observed=True).min()
+    return smallest.reindex(summaries["creator_id"]).to_numpy()
+
+
+def _findings_of_effects(summaries, genres, sigma_creator) -> list[dict[str, Any]]:
+    """Check the genres, and the creators against them."""
     sizes = summaries.groupby("genre_idx")["creator_id"].transform("size")
-    rows.append(
+    outliers = _outliers(summaries, genres, sigma_creator)
+    return [
         _finding(
             f"genre of fewer than {SMALL_GENRE} creators",
             summaries.loc[sizes < SMALL_GENRE, "creator_id"],
             "kept; the genre's mean leans on the platform",
-        )
-    )
-    rows.append(
+        ),
         _finding(
             f"plain estimate more than {OUTLIER_SD:g} predictive sd from its genre",
             summaries.loc[outliers, "creator_id"],
             "kept; normal effects may be the wrong assumption",
+        ),
+    ]
+
+
+def _findings_of_shares(counts, expected_share) -> list[dict[str, Any]]:
+    """Check the promised share of treatment, if there is a promise."""
+    if expected_share is None:
+        return []
+    mismatch = sample_ratio_mismatch(counts, expected_share)
+    return [
+        _finding(
+            f"arms do not fit the promised share {expected_share:g}",
+            mismatch.loc[mismatch["p_holm"] < SRM_LEVEL, "creator_id"],
+            "kept; find out why before trusting these experiments",
         )
-    )
-    if expected_share is not None and arms is not None:
-        mismatch = sample_ratio_mismatch(arms, expected_share)
-        rows.append(
-            _finding(
-                f"arms do not fit the promised share {expected_share:g}",
-                mismatch.loc[mismatch["p_holm"] < SRM_LEVEL, "creator_id"],
-                "kept; find out why before trusting these experiments",
-            )
-        )
-    return pd.DataFrame(rows)
+    ]
 
 
 def _misstated(arms: pd.DataFrame, summaries: pd.DataFrame) -> pd.Series:
@@ -370,10 +405,12 @@ def sample_ratio_mismatch(data: pd.DataFrame, expected_share: float) -> pd.DataF
     Raises
     ------
     ValueError
-        If the share does not lie between 0 and 1.
+        If the share does not lie between 0 and 1, or summaries do not tell the users an arm.
     """
     if not 0 < expected_share < 1:
         raise ValueError(f"expected_share must lie between 0 and 1, got {expected_share}")
+    if "effect_hat" in data and not {"n_treatment", "n_control"} <= set(data):
+        raise ValueError("expected_share needs n_treatment and n_control of every summary")
     arms = data if "n_treatment" in data else summarize_arms(data)
     treated, total = arms["n_treatment"], arms["n_treatment"] + arms["n_control"]
     p_value = np.array(

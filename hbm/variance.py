@@ -9,7 +9,12 @@ from scipy import optimize, special
 #: Known ways to get a creator's standard error.
 METHODS = ("welch", "moderated", "pooled")
 
+#: Known ways to get it from clusters.
+CLUSTER_METHODS = ("own", "moderated", "pooled")
+
 _ARMS = ("treatment", "control")
+
+_NO_VARIATION = "revenue does not vary between clusters: no standard error can be had"
 
 #: A variance this small relative to the squared mean is rounding, not variation.
 _ROUNDING = 1e-24
@@ -146,7 +151,7 @@ def variance_ratio(arms: pd.DataFrame) -> tuple[float, float]:
     return float(ratio), float((ratio - 1) / np.sqrt(np.square(influence).sum()))
 
 
-def cluster_standard_errors(clusters: pd.DataFrame, *, pooled: bool = False) -> pd.DataFrame:
+def cluster_standard_errors(clusters: pd.DataFrame, method: str = "own") -> pd.DataFrame:
     """Return standard errors that hold when whole clusters of users were randomised.
 
     Parameters
@@ -154,57 +159,87 @@ def cluster_standard_errors(clusters: pd.DataFrame, *, pooled: bool = False) -> 
     clusters : DataFrame
         One row a cluster of an arm: ``creator_id, group, n, mean, var`` (variance of the users
         within the cluster; missing for a cluster of one).
-    pooled : bool
-        False: each creator's own clusters, var(mean) = G / (G - 1) Σ (n_c / n)² (y_c - y)²
-        for each arm (Cameron & Miller 2015); an arm whose clusters do not differ at all takes
-        the pooled variance. True: a variance between clusters and one within, each pooled over
-        all creators (analysis of variance within creator and arm), so that an arm of one
-        cluster has a standard error too.
+    method : {"own", "moderated", "pooled"}
+        * ``own``: each arm's own clusters, var(mean) = G / (G - 1) Σ (n_c / n)² (y_c - y)²
+          (Cameron & Miller 2015); an arm whose clusters do not differ at all takes the pooled
+          variance. With few clusters it is itself mostly noise.
+        * ``moderated``: the same, but G times each arm's variance, that of one cluster, is first
+          moderated across creators and inflated, as in `standard_errors`.
+        * ``pooled``: a variance between clusters and one within, each pooled over all creators
+          (analysis of variance within creator and arm), so that an arm of one cluster has a
+          standard error too.
 
     Returns
     -------
     DataFrame
-        ``se``, ``df``, ``variance_borrowed`` by ``creator_id``; df counts the clusters.
+        ``se``; ``df``, which counts the clusters (infinite where an inflation stands for them);
+        and ``variance_borrowed``, an arm's clusters do not differ; by ``creator_id``.
 
     Raises
     ------
     ValueError
-        If an arm has a single cluster (own variance), no arm has two (pooled), or no arm's
-        clusters differ.
+        If the method is unknown, an arm has a single cluster (but for pooled), no arm has two
+        (pooled), or no arm's clusters differ.
     """
+    if method not in CLUSTER_METHODS:
+        raise ValueError(f"unknown method {method!r}; known: {', '.join(CLUSTER_METHODS)}")
     arm = ["creator_id", "group"]
     by = clusters.groupby(arm, observed=True)
     cells = clusters.assign(
         share=clusters["n"] / by["n"].transform("sum"), size=by["n"].transform("size")
     )
     single = cells["size"] < 2
-    if not pooled and single.any():
+    if method != "pooled" and single.any():
         few = cells.loc[single, "creator_id"].unique()
         raise ValueError(
             f"{len(few)} creators have an arm of a single cluster, first: "
-            f"{', '.join(map(repr, few[:5]))}; cluster-robust standard errors need two an arm"
+            f"{', '.join(map(repr, few[:5]))}; cluster-robust standard errors need two an arm, "
+            "unless the variance between clusters is pooled over all creators"
         )
     cells["center"] = cells["share"] * cells["mean"]
     cells["center"] = cells.groupby(arm, observed=True)["center"].transform("sum")
     cells["squared"] = np.square(cells["mean"] - cells["center"])
     largest = cells.groupby(arm, observed=True)["squared"].transform("max")
-    borrowed = pooled | (largest <= _ROUNDING * np.square(cells["center"]))
-    own = np.square(cells["share"]) * cells["squared"] * cells["size"] / (cells["size"] - 1)
-    parts = own.mask(borrowed, _pooled_cluster_variances(cells)) if borrowed.any() else own
-    by_creator = cells.assign(part=parts, borrowed=borrowed).groupby("creator_id", observed=True)
-    df = float(len(cells) - by.ngroups) if pooled else by_creator.size() - 2.0
+    cells["borrowed"] = largest <= _ROUNDING * np.square(cells["center"])
+    cells["part"] = _parts(cells, method)
+    by_creator = cells.groupby("creator_id", observed=True)
+    df = {"own": by_creator.size() - 2.0, "moderated": np.inf, "pooled": _df_between(cells)}
     return pd.DataFrame(
         {
             "se": np.sqrt(by_creator["part"].sum()),
-            "df": df,
+            "df": df[method],
             "variance_borrowed": by_creator["borrowed"].any(),
         }
     )
 
 
+def _parts(cells: pd.DataFrame, method: str) -> pd.Series:
+    """Each cluster's part of the variance of its arm's mean."""
+    if method == "pooled":
+        return _pooled_cluster_variances(cells)
+    own = np.square(cells["share"]) * cells["squared"] * cells["size"] / (cells["size"] - 1)
+    borrowed = cells["borrowed"]
+    if method == "own":
+        return own.mask(borrowed, _pooled_cluster_variances(cells)) if borrowed.any() else own
+    if borrowed.all():
+        raise ValueError(_NO_VARIATION)
+    arms = [cells["creator_id"], cells["group"]]
+    first = ~cells.duplicated(["creator_id", "group"])
+    own = own.mask(borrowed, 0.0).groupby(arms, observed=True).transform("sum")[first]
+    size = cells.loc[first, "size"]
+    moderated, nu = moderate_variances(size * own, size - 1)
+    return pd.Series(moderated * _inflation(nu) / size, size.index).reindex(
+        cells.index, fill_value=0
+    )
+
+
+def _df_between(cells: pd.DataFrame) -> float:
+    return float(len(cells) - cells.groupby(["creator_id", "group"], observed=True).ngroups)
+
+
 def _pooled_cluster_variances(cells: pd.DataFrame) -> pd.Series:
     """Each cluster's part of its arm's variance, from components pooled over all arms."""
-    df_between = len(cells) - cells.groupby(["creator_id", "group"], observed=True).ngroups
+    df_between = _df_between(cells)
     if not df_between:
         raise ValueError("a pooled variance between clusters needs an arm of two clusters")
     df_within = (cells["n"] - 1).sum()
@@ -213,5 +248,5 @@ def _pooled_cluster_variances(cells: pd.DataFrame) -> pd.Series:
     n0 = (cells["n"].sum() - (cells["n"] * cells["share"]).sum()) / df_between
     component = max(0.0, (between - within) / n0)
     if not component + within > 0:
-        raise ValueError("revenue does not vary between clusters: no standard error can be had")
+        raise ValueError(_NO_VARIATION)
     return np.square(cells["share"]) * (component + within / cells["n"])

@@ -497,8 +497,8 @@ def test_unknown_settings_are_refused(users):
         summarize_creators(users, incomplete="drop")
     with pytest.raises(ValueError, match=r"'hc3'.*welch"):
         summarize_creators(users, variance="hc3")
-    with pytest.raises(ValueError, match="'own' or 'pooled'"):
-        summarize_creators(users.assign(k=1), cluster="k", cluster_variance="x")
+    with pytest.raises(ValueError, match="cluster_variance 'x'; known: own, moderated, pooled"):
+        summarize_creators(users, cluster_variance="x")
 
 
 @pytest.mark.parametrize("method", ["welch", "moderated", "pooled"])
@@ -834,6 +834,55 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         read_users(tmp_path / "nowhere.csv")
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_users(tmp_path)
+
+
+def test_a_file_with_two_columns_of_one_name_is_refused(tmp_path):
+    path = tmp_path / "users.csv"
+    path.write_text("creator_id,genre,group,revenue,revenue\na,g,control,1,2\n", "utf-8")
+    with pytest.raises(DataError, match=r"users\.csv: more than one column is called revenue"):
+        read_users(path)
+
+
+# --- arms ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "rule"),
+    [
+        ("creator_id", None, "must not be missing"),
+        ("creator_id", "c1", "must be unique"),
+        ("genre", None, "must not be missing"),
+        ("n_control", -5, "must be 0, 1, 2, …"),
+        ("n_control", 7.5, "must be 0, 1, 2, …"),
+        ("n_treatment", np.nan, "must be 0, 1, 2, …"),
+        ("mean_treatment", np.inf, "must be finite where there is a user"),
+        ("mean_control", np.nan, "must be finite where there is a user"),
+        ("var_treatment", -4.0, "must be at least 0 where there are two users"),
+        ("var_treatment", np.nan, "must be at least 0 where there are two users"),
+        ("var_control", np.inf, "must be at least 0 where there are two users"),
+    ],
+)
+def test_arms_of_ones_own_are_checked_and_the_first_offender_named(users, column, value, rule):
+    arms = summarize_arms(users)
+    kind = object if isinstance(value, str | None) else float
+    arms[column] = arms[column].astype(kind).where(arms.index != 2, value)
+    with pytest.raises(DataError, match=f"arms: column '{column}' {rule}") as refused:
+        summarize_creators(arms)
+    if column != "creator_id":
+        assert f"first creators: {arms['creator_id'][2]!r}" in str(refused.value)
+
+
+def test_arms_with_text_for_numbers_are_refused(users):
+    arms = summarize_arms(users).astype({"var_control": str})
+    with pytest.raises(DataError, match="arms: column 'var_control' must be numeric"):
+        summarize_creators(arms)
+
+
+def test_arms_of_absent_groups_need_no_moments():
+    users = rows("a", treatment=[1.0, 2.0], control=[3.0, 5.0])
+    both = pd.concat([users, rows("b", treatment=[1.0])], ignore_index=True)
+    arms = summarize_arms(both)
+    assert summarize_creators(arms, incomplete="exclude")["creator_id"].tolist() == ["a"]
 
 
 # --- clusters -----------------------------------------------------------------------------------

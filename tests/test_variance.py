@@ -258,6 +258,33 @@ def test_clusters_of_one_user_are_welch(users):
     np.testing.assert_allclose(errors["se"], summarize_creators(users)["se"], rtol=1e-12)
 
 
+def test_moderated_clusters_of_one_user_are_moderated_users(users):
+    alone = users.assign(room=np.arange(len(users)))
+    errors = cluster_standard_errors(clusters_of(alone, "room"), "moderated")
+    by_user = summarize_creators(users, variance="moderated")
+    np.testing.assert_allclose(errors["se"], by_user["se"], rtol=1e-12)
+    assert np.isinf(errors["df"]).all()
+
+
+@pytest.mark.parametrize("n_clusters", [2, 3, 6])
+def test_moderated_clusters_cover_however_few_an_arm_has(rng, n_clusters):
+    users = clustered(rng, 2000, [4] * n_clusters).assign(genre="g")
+    pull = {
+        method: np.abs(made["effect_hat"] / made["se"])
+        for method in ("own", "moderated")
+        for made in [summarize_creators(users, cluster="room", cluster_variance=method)]
+    }
+    covered = {method: np.mean(z < stats.norm.ppf(0.975)) for method, z in pull.items()}
+    error = np.sqrt(0.95 * 0.05 / 2000)
+    assert abs(covered["moderated"] - 0.95) < K * error
+    assert covered["own"] < 0.95 - K * error
+
+
+def test_clusters_refuse_an_unknown_method(users):
+    with pytest.raises(ValueError, match="unknown method 'x'; known: own, moderated, pooled"):
+        cluster_standard_errors(clusters_of(users.assign(room=1), "room"), "x")
+
+
 def test_clusters_of_equal_size_give_the_sandwich_of_least_squares(rng):
     """Regression on an intercept and the arm, cluster-robust, times G / (G - 1) an arm."""
     users = clustered(rng, 5, [4] * 6)
@@ -282,9 +309,9 @@ def test_pooled_components_recover_the_simulated_ones(rng):
     design = 2 * np.array([np.sum(shares**2), np.sum(shares**2 / sizes)])
     for _ in range(50):
         users = clustered(rng, 40, sizes)
-        errors = cluster_standard_errors(clusters_of(users, "room"), pooled=True)
+        errors = cluster_standard_errors(clusters_of(users, "room"), "pooled")
         assert errors["se"].nunique() == 1
-        assert errors["variance_borrowed"].all()
+        assert not errors["variance_borrowed"].any()
         assert (errors["df"] == 40 * 2 * 3).all()
         found.append(errors["se"].iloc[0] ** 2)
     true = design @ [1.5**2, 3.0**2]
@@ -298,7 +325,7 @@ def test_pooled_components_are_those_of_the_analysis_of_variance(rng):
     of_arm = users.groupby(arm)["revenue"].transform("mean")
     of_room = users.groupby("room")["revenue"].transform("mean")
     between = ((of_room - of_arm) ** 2).sum() / (180 - 60)
-    errors = cluster_standard_errors(clusters_of(users, "room"), pooled=True)
+    errors = cluster_standard_errors(clusters_of(users, "room"), "pooled")
     np.testing.assert_allclose(errors["se"] ** 2, 2 * between / 15, rtol=1e-10)
 
 
@@ -308,7 +335,7 @@ def test_pooled_components_without_variation_between_clusters_are_plain_variance
     of_room = users.groupby("room")["revenue"].transform("mean")
     users["revenue"] += 10 - of_room
     within = users.groupby("room")["revenue"].var().mean()
-    errors = cluster_standard_errors(clusters_of(users, "room"), pooled=True)
+    errors = cluster_standard_errors(clusters_of(users, "room"), "pooled")
     np.testing.assert_allclose(errors["se"] ** 2, 2 * within / 10, rtol=1e-10)
 
 
@@ -317,7 +344,7 @@ def test_pooled_gives_an_arm_of_one_cluster_its_standard_error(rng):
     single = users[(users["creator_id"] > 0) | (users["room"] % 3 == 0)]
     with pytest.raises(ValueError, match=r"1 creators have an arm of a single cluster, first: .*0"):
         cluster_standard_errors(clusters_of(single, "room"))
-    errors = cluster_standard_errors(clusters_of(single, "room"), pooled=True)
+    errors = cluster_standard_errors(clusters_of(single, "room"), "pooled")
     ratio = errors["se"] / errors["se"].iloc[1]
     assert ratio.iloc[0] == pytest.approx(np.sqrt(3), rel=1e-9)
     assert (errors["df"] == 5 * 2 * 2).all()
@@ -325,7 +352,7 @@ def test_pooled_gives_an_arm_of_one_cluster_its_standard_error(rng):
 
 def test_pooled_works_where_every_cluster_is_one_user(rng):
     users = clustered(rng, 10, [1, 1, 1])
-    errors = cluster_standard_errors(clusters_of(users, "room"), pooled=True)
+    errors = cluster_standard_errors(clusters_of(users, "room"), "pooled")
     pooled = users.groupby(["creator_id", "group"])["revenue"].var().mean()
     np.testing.assert_allclose(errors["se"] ** 2, 2 * pooled / 3, rtol=1e-10)
 
@@ -336,19 +363,24 @@ def test_clusters_that_do_not_differ_borrow_and_are_flagged(rng):
     silent = (users["creator_id"] == 2) & (users["group"] == "control")
     users["revenue"] = users["revenue"].mask(silent, 0.0)
     table = clusters_of(users, "room")
-    own, pooled = (cluster_standard_errors(table, pooled=p) for p in (False, True))
-    assert own["variance_borrowed"].tolist() == [i == 2 for i in range(8)]
+    own, pooled, moderated = (
+        cluster_standard_errors(table, method) for method in ("own", "pooled", "moderated")
+    )
+    for errors in (own, pooled, moderated):
+        assert errors["variance_borrowed"].tolist() == [i == 2 for i in range(8)]
+    assert moderated.loc[2, "se"] > 0
     arm = table[(table["creator_id"] == 2) & (table["group"] == "treatment")]["mean"]
     borrowed = pooled.loc[2, "se"] ** 2 / 2
     assert own.loc[2, "se"] ** 2 == pytest.approx(arm.var() / 2 + borrowed)
-    with pytest.raises(ValueError, match="does not vary between clusters"):
-        cluster_standard_errors(table.assign(mean=5.0, var=0.0))
+    for method in ("own", "moderated"):
+        with pytest.raises(ValueError, match="does not vary between clusters"):
+            cluster_standard_errors(table.assign(mean=5.0, var=0.0), method)
 
 
 def test_without_two_clusters_in_any_arm_there_is_no_standard_error(users):
     table = clusters_of(users.assign(room=1), "room")
     with pytest.raises(ValueError, match="needs an arm of two clusters"):
-        cluster_standard_errors(table, pooled=True)
+        cluster_standard_errors(table, "pooled")
     with pytest.raises(ValueError, match="6 creators have an arm of a single cluster"):
         cluster_standard_errors(table)
 
