@@ -122,7 +122,15 @@ def violations(page):
     ]
 
 
-SWITCH = "#theme, .quarto-color-scheme-toggle:visible"
+BACKGROUND = "getComputedStyle(document.body).backgroundColor"
+
+
+def switch_theme(page):
+    """Switch from light to dark, and wait until all colours have faded over."""
+    before = page.evaluate(BACKGROUND)
+    page.locator("#theme, .quarto-color-scheme-toggle:visible").first.click()
+    page.wait_for_function(f"before => {BACKGROUND} !== before", arg=before)
+    page.evaluate("Promise.allSettled(document.getAnimations().map(({ finished }) => finished))")
 
 
 @needs_browser
@@ -130,8 +138,7 @@ SWITCH = "#theme, .quarto-color-scheme-toggle:visible"
 def test_axe_finds_nothing_serious_in_light_or_dark(page, address, path):
     page.goto(address + path, wait_until="networkidle")
     assert not violations(page)
-    page.locator(SWITCH).first.click()
-    page.wait_for_timeout(500)  # until the colours have faded over
+    switch_theme(page)
     assert not violations(page)
 
 
@@ -155,16 +162,13 @@ def test_axe_would_notice(page, address):
 @needs_browser
 def test_theme_switch_changes_colours_and_figures(page, address):
     page.goto(address + "chapters/05-validation.html", wait_until="networkidle")
-    background = "getComputedStyle(document.body).backgroundColor"
-    before = page.evaluate(background)
     light = page.locator(".light-content").first
     dark = page.locator(".dark-content").first
-    assert light.is_visible()
-    assert not dark.is_visible()
-    page.locator(SWITCH).first.click()
-    assert page.evaluate(background) != before
-    assert dark.is_visible()
-    assert not light.is_visible()
+    expect(light).to_be_visible()
+    expect(dark).to_be_hidden()
+    switch_theme(page)
+    expect(dark).to_be_visible()
+    expect(light).to_be_hidden()
 
 
 @needs_browser
@@ -173,7 +177,7 @@ def test_first_visit_is_in_the_theme_that_the_reader_prefers(browser, address, p
     context = browser.new_context(color_scheme=preferred)
     page = context.new_page()
     page.goto(address + "chapters/05-validation.html", wait_until="networkidle")
-    assert page.locator(f".{preferred}-content").first.is_visible()
+    expect(page.locator(f".{preferred}-content").first).to_be_visible()
     context.close()
 
 
@@ -256,7 +260,7 @@ def test_shrinkage_plot_tells_who_a_point_is(page, address, path, label):
     assert note.inner_text() == told
     assert {"plain", "pooled"} <= set(told.split())
     page.mouse.move(box["x"] + 1, box["y"] + 1)
-    assert not note.is_visible()
+    expect(note).to_be_hidden()
     link = page.locator(f"#{label} a:visible").first
     link.press("ArrowRight")
     assert note.inner_text() == points[0][2]
