@@ -20,7 +20,7 @@ from hbm.data import GROUPS, USER_COLUMNS, arrange_arms
 _KEYS = ["creator_id", "genre", "group"]
 
 
-def arms_from_warehouse(table: Any, *, source: str | None = None) -> pd.DataFrame:
+def arms_from_warehouse(table: Any) -> pd.DataFrame:
     """Reduce users to the moments of each creator's two arms without loading them.
 
     The checks of a users frame are made on what the one aggregation returns, with the same
@@ -33,9 +33,9 @@ def arms_from_warehouse(table: Any, *, source: str | None = None) -> pd.DataFram
     table : ibis.Table, str or Path
         One row a user, with the columns ``creator_id, genre, group, revenue``: an Ibis table of
         any backend, or a file, folder or pattern (``"users/*.parquet"``) of ``.parquet``,
-        ``.csv`` or ``.csv.gz`` files, which DuckDB reads.
-    source : str, optional
-        What a message calls the table.
+        ``.csv`` or ``.csv.gz`` files, which DuckDB reads. Of a folder all such files count, in
+        its folders too, but for those whose path in it has a name that begins with ``.`` or
+        ``_``, unless that names a partition (``_day=1``).
 
     Returns
     -------
@@ -55,10 +55,10 @@ def arms_from_warehouse(table: Any, *, source: str | None = None) -> pd.DataFram
        American Statistician 37, 242-247.
     """
     if not isinstance(table, str | Path):
-        return _arms(table, source or "users")
+        return _arms(table, "users")
     import duckdb
 
-    name = source or Path(table).name
+    name = Path(table).name
     try:
         return _arms(_read_files(table, name), name)
     except duckdb.Error as error:
@@ -69,8 +69,8 @@ def _read_files(pattern: str | Path, name: str):
     """Return files as one table of a DuckDB that lives as long as the table."""
     import ibis
 
-    if Path(pattern).is_dir():  # what an engine writes beside its tables is not read
-        files = sorted(str(path) for path in Path(pattern).rglob("[!._]*") if _kind(path))
+    if Path(pattern).is_dir():
+        files = _files_below(Path(pattern))
     else:
         files = sorted(filter(os.path.isfile, glob(str(pattern), recursive=True)))
     if not files:
@@ -89,6 +89,17 @@ def _read_files(pattern: str | Path, name: str):
     # As text, so that ids stay what they are and a wrong number can be named.
     dialect = {"header": True, "delim": ",", "quote": '"', "nullstr": ""}
     return engine.read_csv(files, all_varchar=True, union_by_name=True, **dialect)
+
+
+def _files_below(folder: Path) -> list[str]:
+    """Return the tables in a folder, without what engines and editors keep beside them."""
+    tables = [path for path in folder.rglob("*") if path.is_file() and _kind(path)]
+    below = [path.relative_to(folder) for path in tables]
+    return sorted(str(folder / path) for path in below if not any(map(_is_hidden, path.parts)))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "_")) and "=" not in name
 
 
 def _kind(path: str | Path) -> str | None:

@@ -72,15 +72,27 @@ def pattern(users, folder):
 
 
 def folder_of_an_engine(users, folder):
-    (folder / "day=1").mkdir()
-    users.iloc[:1000].to_parquet(folder / "day=1" / "part-0.parquet")
+    (folder / "day.parquet").mkdir()  # Spark calls folders so
+    users.iloc[:1000].to_parquet(folder / "day.parquet" / "part-0.parquet")
     users.iloc[1000:].to_parquet(folder / "part-1.parquet")
     (folder / "_SUCCESS").write_text("")
     (folder / ".part-1.parquet.crc").write_bytes(b"crc")
     return folder
 
 
-@pytest.mark.parametrize("place", [parquet, csv, zipped, pattern, folder_of_an_engine])
+def folder_with_copies(users, folder):
+    """What a notebook, Spark and Delta leave in folders beside the table is not the table."""
+    for place in (".ipynb_checkpoints", "_temporary/0", "day=1/_delta_log", "_day=2"):
+        (folder / place).mkdir(parents=True)
+        users.to_csv(folder / place / "copy.csv", index=False)
+    users.iloc[:1000].to_csv(folder / "_day=2" / "copy.csv", index=False)
+    users.iloc[1000:].to_csv(folder / "users.csv", index=False)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "place", [parquet, csv, zipped, pattern, folder_of_an_engine, folder_with_copies]
+)
 def test_arms_of_files_are_those_of_pandas(platform, arms, place, tmp_path):
     made = arms_from_warehouse(place(platform, tmp_path))
     pd.testing.assert_frame_equal(made, arms, **ROUNDING)
@@ -229,7 +241,8 @@ def test_errors_are_those_of_a_users_frame(breach, tmp_path):
     users = broken(breach)
     expected = message(validate_users, users)
     assert message(arms_from_warehouse, in_memory(users)) == expected
-    assert message(arms_from_warehouse, parquet(users, tmp_path), source="users") == expected
+    expected = message(validate_users, users, source="users.parquet")
+    assert message(arms_from_warehouse, parquet(users, tmp_path)) == expected
 
 
 @pytest.mark.parametrize("breach", BREACHES.values(), ids=BREACHES)
