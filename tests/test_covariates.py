@@ -166,6 +166,12 @@ def test_predictions_are_those_of_a_creator_without_data(rng):
     assert rows.shape[1] == 1 + g + n + 2
     with pytest.raises(DataError, match="missing column age"):
         predict_effects(fit, ["1"], covariates=new[["size"]])
+    with pytest.raises(DataError, match="one row a new creator is needed, got 1 rows for 2"):
+        predict_effects(fit, ["1", None], covariates=new.head(1))
+    with pytest.raises(DataError, match=r"'age' must be a finite number; 1 creators .* first: 1$"):
+        predict_effects(fit, ["1", None], covariates=new.assign(age=[0.2, np.nan]))
+    with pytest.raises(ValueError, match="covariates: the fit has none"):
+        predict_effects(exact(summaries), ["1", None], covariates=new)
 
 
 def test_units_and_origins_of_covariates_and_effects_do_not_matter(rng):

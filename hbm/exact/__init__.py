@@ -14,14 +14,13 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from hbm.checks import DataError, require_columns
+from hbm.checks import FIRST, DataError, require_columns
 from hbm.diagnostics import HYPERPARAMETERS
 from hbm.exact.covariates import likelihood_for
 from hbm.exact.draws import MAX_VALUES, draw_effects, likelihood_of
 from hbm.exact.quadrature import integrate
 from hbm.exact.rule import RULE, Rule, effect_rule
-from hbm.gaussian import Estimates, Moments, mixture_cdf, mixture_moments, mixture_quantile
-from hbm.intervals import LEVEL, tail_probabilities
+from hbm.gaussian import Estimates, Moments, mean_columns
 from hbm.priors import Fixed, Priors, refuse_memory
 
 __all__ = [
@@ -129,16 +128,8 @@ def _standardised(summaries: pd.DataFrame, covariates: Sequence[str]) -> dict[st
     """Covariates with mean 0 and sd 1, and what they were, as variables of a dataset."""
     if not covariates:
         return {}
-    require_columns(summaries, covariates, "summaries")
-    values = summaries[list(covariates)].apply(pd.to_numeric, errors="coerce").to_numpy(float)
+    values = _finite_covariates(summaries, covariates, "summaries", summaries["creator_id"])
     for name, column in zip(covariates, values.T, strict=True):
-        wrong = ~np.isfinite(column)
-        if wrong.any():
-            first = ", ".join(map(repr, summaries["creator_id"][wrong].head(5)))
-            raise DataError(
-                f"summaries: covariate '{name}' must be a finite number; {wrong.sum()} creators "
-                f"break it, first: {first}"
-            )
         if not np.ptp(column) > 0:
             raise DataError(f"summaries: covariate '{name}' must not be the same for all creators")
     mean, sd = values.mean(axis=0), values.std(axis=0)
@@ -148,6 +139,20 @@ def _standardised(summaries: pd.DataFrame, covariates: Sequence[str]) -> dict[st
         "covariate_sd": ("covariate", sd),
         "covariate": ("covariate", list(covariates)),
     }
+
+
+def _finite_covariates(frame: pd.DataFrame, covariates, source: str, creators) -> np.ndarray:
+    """Return the covariates, shape (creator, covariate); raise unless all are finite numbers."""
+    require_columns(frame, covariates, source)
+    values = frame[list(covariates)].apply(pd.to_numeric, errors="coerce").to_numpy(float)
+    for name, wrong in zip(covariates, ~np.isfinite(values.T), strict=True):
+        if wrong.any():
+            first = ", ".join(map(repr, creators[wrong][:FIRST]))
+            raise DataError(
+                f"{source}: covariate '{name}' must be a finite number; {wrong.sum()} creators "
+                f"break it, first: {first}"
+            )
+    return values
 
 
 def components(idata: xr.DataTree) -> tuple[Moments, np.ndarray, np.ndarray]:
@@ -182,17 +187,10 @@ def extract_slope_estimates(idata: xr.DataTree) -> pd.DataFrame:
     if "covariates" not in constant:
         raise ValueError("the fit has no covariates")
     centers, _, weight = components(idata)
-    overall = mixture_moments(centers.slope, weight)
-    lower, upper = (mixture_quantile(centers.slope, p, weight) for p in tail_probabilities(LEVEL))
-    mirrored = Moments(-centers.slope.mean, centers.slope.var)
     return pd.DataFrame(
         {
             "covariate": constant["covariate"].values,
-            "mean": overall.mean,
-            "se": np.sqrt(overall.var),
-            "lower": lower,
-            "upper": upper,
-            "p_positive": mixture_cdf(mirrored, 0.0, weight),
+            **mean_columns(centers.slope, weight),
             "covariate_mean": constant["covariate_mean"].values,
             "covariate_sd": constant["covariate_sd"].values,
         }
@@ -215,7 +213,8 @@ def predict_effects(idata: xr.DataTree, genres, *, se=0.0, covariates=None) -> p
         0 predicts the true effect; a standard error predicts the estimate that an experiment
         of that precision would give.
     covariates : DataFrame, optional
-        One row a new creator, in the unit of the data; needed by a fit with covariates.
+        One row a new creator, in the order of `genres` and the unit of the data; needed by a
+        fit with covariates, and by no other.
 
     Returns
     -------
@@ -228,23 +227,14 @@ def predict_effects(idata: xr.DataTree, genres, *, se=0.0, covariates=None) -> p
     KeyError
         If a genre is neither known nor None.
     ValueError
-        If a standard error is negative.
+        If a standard error is negative, or there are covariates that the fit has not.
     DataError
-        If a covariate is missing.
+        If a covariate is missing or no finite number, or the covariates have not one row a
+        creator.
     """
-    moments, weight = predictive_moments(idata, genres, se, covariates)
-    overall = mixture_moments(moments, weight)
-    lower, upper = (mixture_quantile(moments, p, weight) for p in tail_probabilities(LEVEL))
-    return pd.DataFrame(
-        {
-            "genre": pd.Series(list(genres), dtype=object),
-            "effect_hat": overall.mean,
-            "se": np.sqrt(overall.var),
-            "ci_lower": lower,
-            "ci_upper": upper,
-            "p_positive": mixture_cdf(moments._replace(mean=-moments.mean), 0.0, weight),
-        }
-    )
+    found = pd.DataFrame(mean_columns(*predictive_moments(idata, genres, se, covariates)))
+    found.insert(0, "genre", pd.Series(list(genres), dtype=object))
+    return found.rename(columns={"mean": "effect_hat", "lower": "ci_lower", "upper": "ci_upper"})
 
 
 def predictive_moments(
@@ -272,14 +262,25 @@ def predictive_moments(
         unknown = [g for g, k in zip(genres, place, strict=True) if k < 0]
         raise KeyError(f"unknown genres: {unknown}")
     rule = Rule.from_dataset(idata["mixture"].dataset)
-    constant = idata["constant_data"].dataset
-    x = None
-    if "covariates" in constant:
-        wanted = list(constant["covariate"].values)
-        require_columns(covariates, wanted, "covariates")
-        x = covariates[wanted].to_numpy(float) - constant["covariate_mean"].values
-        x = x / constant["covariate_sd"].values
+    x = _new_covariates(idata["constant_data"].dataset, covariates, len(place))
     new = Estimates(np.zeros(len(place)), se, place, np.arange(len(place)), len(names) + 1, x)
     mean, var = rule.centers(likelihood_of(idata), new_genre=True).of(new)
     var = var + np.square(rule.sigma_creator)[:, None] + np.square(se)
     return Moments(mean, var), rule.weight
+
+
+def _new_covariates(constant: xr.Dataset, covariates, n_creators: int) -> np.ndarray | None:
+    """Covariates of new creators as the fit has standardised its own; None if it has none."""
+    if "covariates" not in constant:
+        if covariates is not None:
+            raise ValueError("covariates: the fit has none")
+        return None
+    wanted = list(constant["covariate"].values)
+    require_columns(covariates, wanted, "covariates")
+    if len(covariates) != n_creators:
+        raise DataError(
+            f"covariates: one row a new creator is needed, got {len(covariates)} rows for "
+            f"{n_creators} creators"
+        )
+    values = _finite_covariates(covariates, wanted, "covariates", covariates.index)
+    return (values - constant["covariate_mean"].values) / constant["covariate_sd"].values
