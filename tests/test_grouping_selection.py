@@ -7,9 +7,10 @@ from conftest import K
 from scipy import stats
 
 from hbm.checks import DataError
+from hbm.diagnostics import DiagnosticsError
 from hbm.estimates import extract_genre_estimates, extract_hbm_estimates
 from hbm.exact.loo import loo_exact
-from hbm.grouping import select
+from hbm.grouping import compare, select
 from hbm.grouping.candidates import create_grouping
 from hbm.grouping.checks import (
     HeldOutCoverage,
@@ -207,6 +208,20 @@ def test_a_group_not_yet_seen_is_predicted_from_the_others(data, comparison):
         assert found.loc["b", name] == pytest.approx(whole - without, abs=1e-6)
     np.testing.assert_allclose(found["elpd_diff"], found["elpd"] - found["elpd_none"])
     assert found["elpd_diff"].sum() > 0  # the others tell how far a group may lie
+
+
+def test_a_fit_that_failed_its_diagnostics_decides_nothing(data, comparison, monkeypatch):
+    ites, features = data
+    coarse = comparison.models["kind"].copy()
+    coarse.attrs["quadrature_errors"] = {"mu_global": 1e-3}
+    with pytest.raises(DiagnosticsError, match="quadrature error of mu_global"):
+        check_posterior_separation(coarse, "kind")
+    monkeypatch.setattr(compare, "fit_hierarchical_model", lambda *_, **how: coarse)
+    for engine in ("exact", "nuts"):
+        with pytest.raises(DiagnosticsError, match="quadrature error of mu_global"):
+            compare_groupings_empirical(ites, features, ["kind"], engine=engine)
+    with pytest.raises(DiagnosticsError, match="quadrature error of mu_global"):
+        leave_group_out(comparison, "kind")
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from hbm.checks import require_columns
+from hbm.diagnostics import check_diagnostics
 from hbm.estimates import extract_genre_estimates
 from hbm.grouping.candidates import create_grouping
 from hbm.grouping.thresholds import THRESHOLDS
@@ -104,9 +105,12 @@ def check_posterior_separation(idata, grouping_name: str) -> Separation:
 
     Raises
     ------
+    DiagnosticsError
+        If the fit failed its diagnostics.
     ValueError
         If there is one group only.
     """
+    check_diagnostics(idata, effects=False).raise_if_failed()
     table = extract_genre_estimates(idata)
     if len(table) < 2:
         raise ValueError(f"{grouping_name}: a single group has nothing to be separated from")

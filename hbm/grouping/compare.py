@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import logsumexp
 
+from hbm.diagnostics import check_diagnostics
 from hbm.estimates import mixture
 from hbm.exact.likelihood import Likelihood, Sums
 from hbm.exact.loo import density_without, leave_one_genre_out, loo_exact
@@ -119,6 +120,8 @@ def compare_groupings_empirical(
     ------
     DataError
         If a creator has no features, or no group.
+    DiagnosticsError
+        If a fit failed its diagnostics.
     ValueError
         If no candidate is given, or one is called like the model without grouping.
 
@@ -199,12 +202,15 @@ def leave_group_out(comparison: GroupingComparison, candidate: str) -> pd.DataFr
         One row a group: ``group, n_creators, elpd`` (joint log density of its estimates),
         ``elpd_none`` (the same without grouping) and ``elpd_diff``. A grouping cannot know the
         mean of a group that it has not seen; what it can know is how far such a mean may lie.
+
+    Raises
+    ------
+    DiagnosticsError
+        If the fit without grouping failed its diagnostics.
     """
     summaries, priors = comparison.groupings[candidate], comparison.priors
     with_groups = leave_one_genre_out(comparison.models[candidate])
-    none = fit_hierarchical_model(
-        summaries, engine="exact", draws=0, priors=without_grouping(priors)
-    )
+    none = _checked_fit(summaries, engine="exact", draws=0, priors=without_grouping(priors))
     without = leave_one_genre_out(none)["elpd_joint"]
     return pd.DataFrame(
         {
@@ -255,14 +261,19 @@ def without_grouping(priors: Priors) -> Priors:
     return Priors(priors.mu_global, Fixed(0), priors.sigma_creator)
 
 
+def _checked_fit(summaries: pd.DataFrame, **how):
+    """Fit a model; one that fails its diagnostics decides nothing."""
+    model = fit_hierarchical_model(summaries, **how)
+    check_diagnostics(model, effects=False).raise_if_failed()
+    return model
+
+
 def _leave_out(summaries, priors: Priors, engine: str, seed: int, quick: bool, sampling):
     """Fit a model, and predict each creator's estimate from all others: ``elpd, pit``."""
     if engine == "exact":
-        model = fit_hierarchical_model(summaries, engine=engine, draws=0, priors=priors)
+        model = _checked_fit(summaries, engine=engine, draws=0, priors=priors)
         return model, loo_exact(model, quick=quick).pointwise.set_index("creator_id")
-    model = fit_hierarchical_model(
-        summaries, engine=engine, priors=priors, random_seed=seed, **sampling
-    )
+    model = _checked_fit(summaries, engine=engine, priors=priors, random_seed=seed, **sampling)
     loo = leave_one_out(model)
     frame = loo_pit(model, loo).set_index("creator_id")
     return model, frame.assign(elpd=loo.elpd.elpd_i.values)

@@ -139,6 +139,8 @@ def select_grouping(
     DataError
         If a column is missing, a creator has no features, no group or two rows, or there are too
         few creators for any candidate.
+    DiagnosticsError
+        If a fit failed its diagnostics.
     ValueError
         If there are neither candidates nor numeric features.
     """
