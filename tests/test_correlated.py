@@ -307,8 +307,15 @@ def test_what_does_not_fit_is_refused(rng):
         with pytest.raises(DataError, match="'se' must be the square root of the covariance's"):
             fit_correlated_model(frame.assign(se=wrong), covariance)
     idata = fit_correlated_model(frame, covariance)
-    with pytest.raises(ValueError, match="fitted to other summaries"):
-        extract_correlated_estimates(idata, frame.assign(effect_hat=frame["effect_hat"] + 1))
+    for name, value in (
+        ("effect_hat", frame["effect_hat"] + 1),
+        ("se", 3 * frame["se"]),
+        ("genre_idx", np.roll(frame["genre_idx"], 1)),
+    ):
+        with pytest.raises(ValueError, match=f"fitted to another {name} than the summaries hold"):
+            extract_correlated_estimates(idata, frame.assign(**{name: value}))
+    with pytest.raises(ValueError, match="belongs to other creators"):
+        extract_correlated_estimates(idata, stranger)
 
 
 def test_diagnostics_check_the_quadrature(rng):

@@ -20,6 +20,7 @@ from hbm.checks import DataError
 from hbm.covariance import StructuredCovariance
 from hbm.data import validate_summaries
 from hbm.diagnostics import HYPERPARAMETERS, check_diagnostics, estimates_of, priors_of
+from hbm.estimates import require_same_estimates
 from hbm.exact.likelihood import LOG_2PI, Likelihood
 from hbm.exact.quadrature import integrate
 from hbm.gaussian import (
@@ -371,14 +372,11 @@ def extract_correlated_estimates(
     DiagnosticsError
         If the fit failed its diagnostics.
     ValueError
-        If the posterior belongs to other data.
+        If the posterior belongs to other creators or other data.
     """
-    fitted = idata["posterior"].dataset["creator"].values
-    same = np.array_equal(fitted, summaries["creator_id"].to_numpy()) and np.array_equal(
-        idata["observed_data"]["effect_hat"].values, summaries["effect_hat"].to_numpy(float)
-    )
-    if not same:
-        raise ValueError("the posterior was fitted to other summaries")
+    require_same_estimates(idata, summaries)
+    if not np.array_equal(idata["constant_data"]["genre_idx"].values, summaries["genre_idx"]):
+        raise ValueError("the posterior was fitted to another genre_idx than the summaries hold")
     if check:
         check_diagnostics(idata).raise_if_failed()
     likelihood, parts = _components(idata)
