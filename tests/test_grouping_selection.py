@@ -409,12 +409,42 @@ def test_whom_history_does_not_know_is_counted_and_twice_is_refused(data):
     history = features[["creator_id"]].assign(lift=np.linspace(0, 1, 200))
     history.loc[:2, "lift"] = np.nan
     history.loc[199, "creator_id"] = "stranger"
-    found = select_grouping(ites, features, NAMES, history=history, n_permutations=0)
+    found = select_grouping(
+        ites, features, NAMES, history=history, outcome_se=None, n_permutations=0
+    )
     assert found.steps["evidence"][2] == (
         "lift of 196 creators; 4 without features or lift set aside"
     )
     with pytest.raises(DataError, match=r"history: column 'creator_id' must be unique.*'c004'"):
-        select_grouping(ites, features, NAMES, history=history.iloc[[3, 4, 4]])
+        select_grouping(ites, features, NAMES, history=history.iloc[[3, 4, 4]], outcome_se=None)
+
+
+def test_effects_and_history_may_have_columns_of_the_same_names_as_features(data):
+    ites, features = data
+    features = features.rename(columns={"kind": "genre"}).assign(lift=0.0, se=1.0)
+    history = ites[["creator_id"]].assign(lift=ites["effect_hat"], lift_se=ites["se"])
+    for past in (None, history):
+        plain = select_grouping(ites, features, ["genre"], history=past, n_permutations=0)
+        labelled = select_grouping(
+            ites.assign(genre="as it was", genre_idx=0),
+            features,
+            ["genre"],
+            history=None if past is None else past.assign(genre="as it was"),
+            n_permutations=0,
+        )
+        pd.testing.assert_frame_equal(labelled.exploration, plain.exploration)
+        assert labelled.grouping == plain.grouping == "genre"
+
+
+def test_a_column_that_is_named_and_not_there_is_refused(data):
+    ites, features = data
+    history = ites[["creator_id"]].assign(lift=ites["effect_hat"], lift_se=ites["se"])
+    with pytest.raises(DataError, match="history: missing column lift_sd; columns found: creator"):
+        select_grouping(ites, features, ["kind"], history=history, outcome_se="lift_sd")
+    with pytest.raises(DataError, match="ite_estimates: missing column se"):
+        select_grouping(ites.drop(columns="se"), features, ["kind"])
+    with pytest.raises(DataError, match="creator_features: missing columns creator_id, kinds"):
+        select_grouping(ites, features.drop(columns="creator_id"), ["kinds"])
 
 
 def test_without_structure_the_answer_is_no_grouping_and_never_no_pooling():

@@ -119,7 +119,7 @@ def select_grouping(
         One row a creator: ``creator_id``, `outcome` and `outcome_se` from earlier data
         (`historical_lift`). When omitted the shortlist is made from the experiment itself.
     outcome, outcome_se : str
-        Columns of `history`.
+        Columns of `history`; `outcome_se` is None where the outcome is known exactly.
     numeric_features : sequence of str
         Columns, used where `candidates` is empty.
     priors, engine, quick
@@ -137,24 +137,26 @@ def select_grouping(
     Raises
     ------
     DataError
-        If a column is missing, a creator has no features, no group or two rows, or there are too
-        few creators for any candidate.
+        If a named column is missing, a creator has no features, no group or two rows, or there
+        are too few creators for any candidate.
     DiagnosticsError
         If a fit failed its diagnostics.
     ValueError
         If there are neither candidates nor numeric features.
     """
     path = _Path()
-    features, names = _candidates(
-        creator_features, list(candidates), list(numeric_features), seed, path
-    )
+    require_columns(ite_estimates, ("creator_id", "effect_hat", "se"), "ite_estimates")
+    declared = list(dict.fromkeys(candidates))
+    require_columns(creator_features, ("creator_id", *declared), "creator_features")
+    features, names = _candidates(creator_features, declared, list(numeric_features), seed, path)
     features, names = _large_enough(features, names, ite_estimates, path)
     if history is None:
         data, outcome, outcome_se = ite_estimates, "effect_hat", "se"
     else:
-        data = _known(history, features, outcome, path)
-    se = outcome_se if outcome_se in data else None
-    exploration = explore_groupings(data.merge(features, on="creator_id"), names, outcome, se=se)
+        data = _known(history, features, outcome, outcome_se, path)
+    measured = ["creator_id", outcome] + ([] if outcome_se is None else [outcome_se])
+    joined = data[measured].merge(features[["creator_id", *names]], on="creator_id")
+    exploration = explore_groupings(joined, names, outcome, se=outcome_se)
     shortlist = _shortlist(exploration, names, path, "the experiment" if history is None else "")
     exploration["shortlisted"] = exploration["candidate"].isin(shortlist)
     comparison = compare_groupings_empirical(
@@ -260,10 +262,11 @@ def _large_enough(features, names: list[str], ite_estimates, path: _Path):
     return features, kept
 
 
-def _known(history: pd.DataFrame, features: pd.DataFrame, outcome: str, path: _Path):
+def _known(history: pd.DataFrame, features, outcome: str, outcome_se: str | None, path: _Path):
     """The history of creators whose features are known; the others are counted."""
     source = "history"
-    require_columns(history, ("creator_id", outcome), source)
+    named = [outcome] if outcome_se is None else [outcome, outcome_se]
+    require_columns(history, ("creator_id", *named), source)
     twice = history["creator_id"].duplicated(keep=False)
     refuse(history, twice, "creator_id", "must be unique", source)
     known = history["creator_id"].isin(features["creator_id"]) & history[outcome].notna()
