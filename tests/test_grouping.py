@@ -154,6 +154,11 @@ def test_sizes_are_counted_and_small_groups_named():
     assert not check_group_sizes(grouped({"a": 10, "c": 10}), "group").warnings
 
 
+def test_sizes_of_nobody_are_refused():
+    with pytest.raises(DataError, match="features: column 'group' is empty"):
+        check_group_sizes(grouped({"a": 10}).head(0), "group")
+
+
 def test_ordered_groups_are_told_to_merge_with_neighbours():
     found = check_group_sizes(grouped({"low": 3, "high": 12}, ordered=True), "group", 5)
     assert "neighbours" in found.warnings[0]
@@ -285,6 +290,16 @@ def test_clusters_bear_gaps_zeros_and_constants_and_count_the_gaps(blobs):
         discover_clusters(features, list(features), k=99)
 
 
+def test_a_single_number_of_clusters_is_enough_and_impossible_ones_are_refused(blobs):
+    features, true = blobs
+    found = discover_clusters(features, ["score", "money"], k=3, k_range=[3])
+    assert (found.k, found.elbow) == (3, 3)
+    assert adjusted_rand_score(found.labels, true) > 0.97
+    for numbers in ([], [1, 2], [2, 130]):
+        with pytest.raises(ValueError, match="k_range must be numbers from 2 to 129"):
+            discover_clusters(features, ["score"], k_range=numbers)
+
+
 # --- the join ----------------------------------------------------------------------------------
 
 
@@ -339,6 +354,9 @@ def test_the_join_names_who_is_missing(ites, features):
         create_grouping(ites, features[features["creator_id"] != "c"], "kind")
     with pytest.raises(DataError, match=r"'creator_id' must be unique.*'a'"):
         create_grouping(ites, pd.concat([features, features.head(1)]), "kind")
+    for grouping in ("kind", None):
+        with pytest.raises(DataError, match=r"ite_estimates: .*'creator_id' must be unique.*'c'"):
+            create_grouping(pd.concat([ites, ites.head(1)]), features, grouping)
     features.loc[1, "kind"] = None
     with pytest.raises(DataError, match=r"'kind' must not be missing.*'b'"):
         create_grouping(ites, features, "kind")

@@ -114,6 +114,11 @@ def check_group_sizes(
     -------
     GroupSizes
         `merge_small_groups` and `coarser_bins` carry out its remedies.
+
+    Raises
+    ------
+    DataError
+        If the column or a value is missing, or there are no creators.
     """
     sizes = labels_of(df, grouping_var).value_counts(sort=False).rename("n_creators")
     small = sizes[sizes < min_size]
@@ -306,6 +311,14 @@ def discover_clusters(
     -------
     Clusters
 
+    Raises
+    ------
+    DataError
+        If a column is missing.
+    ValueError
+        If a number of clusters is not from 2 to one less than the creators, or `k` is none of
+        `k_range`.
+
     References
     ----------
     Rousseeuw (1987), Silhouettes, J. Comput. Appl. Math. 20, 53-65. Hubert & Arabie (1985),
@@ -316,11 +329,19 @@ def discover_clusters(
     from threadpoolctl import threadpool_limits
 
     require_columns(features, tuple(columns), "features")
+    numbers = list(k_range)
+    if not numbers or min(numbers) < 2 or max(numbers) >= len(features):
+        raise ValueError(
+            f"k_range must be numbers from 2 to {len(features) - 1}, one less than the creators, "
+            f"got {numbers}"
+        )
+    if k is not None and k not in numbers:
+        raise ValueError(f"k must be one of {numbers}, got {k}")
     values = features[list(columns)].astype(float)
     n_imputed = {c: int(n) for c, n in values.isna().sum().items() if n}
     scaled = _scaled(values.fillna(values.median()))
     rows, best = [], {}
-    for n in k_range:
+    for n in numbers:
         # On data as small as these, threads cost more than they save.
         with threadpool_limits(1):
             runs = [KMeans(n, n_init=3, random_state=seed + s).fit(scaled) for s in range(n_seeds)]
@@ -331,8 +352,6 @@ def discover_clusters(
         rows.append((n, best[n].inertia_, silhouette, np.mean(agreement) if pairs else np.nan))
     table = pd.DataFrame(rows, columns=["k", "inertia", "silhouette", "stability"])
     chosen = int(table["k"][table["silhouette"].argmax()]) if k is None else k
-    if chosen not in best:
-        raise ValueError(f"k must be one of {list(k_range)}, got {k}")
     codes = pd.Series(best[chosen].labels_, index=features.index)
     names = {c: f"cluster {i + 1}" for i, c in enumerate(codes.value_counts().index)}
     labels = codes.map(names).rename("cluster")
@@ -363,7 +382,8 @@ def _elbow(table: pd.DataFrame) -> int:
         (table[c] - table[c].iloc[0]) / (table[c].iloc[-1] - table[c].iloc[0])
         for c in ("k", "inertia")
     )
-    return int(table["k"][(y - x).abs().argmax()])
+    # A curve of a single k, or a flat one, has no bend.
+    return int(table["k"][(y - x).abs().fillna(0).argmax()])
 
 
 # -------------------------------------------------------------------------------- the join
@@ -395,6 +415,8 @@ def create_grouping(
         If a creator has no features, no group, or two rows.
     """
     require_columns(ite_estimates, ("creator_id", "effect_hat", "se"), "ite_estimates")
+    twice = ite_estimates["creator_id"].duplicated(keep=False)
+    refuse(ite_estimates, twice, "creator_id", "must be unique", "ite_estimates")
     if grouping_var is None:
         return _with_genre(ite_estimates, pd.Series("all creators", index=ite_estimates.index))
     source = "creator_features"
@@ -427,6 +449,8 @@ def labels_of(df: pd.DataFrame, grouping_var: str) -> pd.Series:
     """The groups as text, in a categorical that keeps their order."""
     require_columns(df, (grouping_var,), "features")
     labels = df[grouping_var]
+    if labels.empty:
+        raise DataError(f"features: column '{grouping_var}' is empty, there are no creators")
     if labels.isna().any():
         raise DataError(f"features: column '{grouping_var}': {labels.isna().sum()} are missing")
     if isinstance(labels.dtype, pd.CategoricalDtype):
