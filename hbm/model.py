@@ -116,6 +116,8 @@ def fit_hierarchical_model(
         raise ValueError(f"unknown parameterization {parameterization!r}; known: {known}")
     if sigma_by_genre and (engine, parameterization) != ("nuts", "marginal"):
         raise ValueError('sigma_by_genre needs engine="nuts" and parameterization="marginal"')
+    if sigma_by_genre and isinstance(priors.sigma_creator, Fixed):
+        raise ValueError("sigma_by_genre needs a prior of sigma_creator that is not Fixed")
     coords = coords_of(summaries, priors)
     if engine == "exact":
         return fit_exact(
@@ -172,7 +174,7 @@ def fit_hierarchical_model(
             "parameterization": parameterization,
             "priors": json.dumps(priors.describe()),
             "prior_parameters": json.dumps(priors.parameters()),
-            "fixed": [n for n in HYPERPARAMETERS if isinstance(getattr(priors, n), Fixed)],
+            "fixed": [n for n in names if isinstance(getattr(priors, n, None), Fixed)],
             "random_seed": random_seed,
             "tune": tune,
             "seconds": time.perf_counter() - start,

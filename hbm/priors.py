@@ -172,6 +172,9 @@ class Priors:
     slope : Normal
         Change of the effect with one standard deviation of a covariate; only of a model that
         has covariates.
+    sigma_spread : HalfNormal, HalfCauchy, LogNormal, TruncatedNormal or Fixed
+        Standard deviation of the logarithms of the genres' own sigma_creator; only of a model
+        with ``sigma_by_genre``.
     nu : Gamma or Fixed
         Degrees of freedom of the creators' effects; only of the robust model. The default is
         that of Juárez & Steel (2010), moved up by 2, since effects have a variance above 2

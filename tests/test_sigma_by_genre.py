@@ -11,7 +11,7 @@ from hbm.estimates import extract_hbm_estimates
 from hbm.gaussian import Estimates, Hyper, log_density
 from hbm.model import _marginal, fit_hierarchical_model
 from hbm.predictive import leave_one_out, posterior_predictive
-from hbm.priors import HalfNormal, Priors
+from hbm.priors import Fixed, HalfNormal, Priors
 from hbm.studies import simulate_summaries
 from hbm.validation import join_truth
 
@@ -101,8 +101,11 @@ def test_without_differences_it_is_the_common_model(rng):
     import arviz as az
 
     summaries = simulated(rng, [8, 5, 9])
-    priors = Priors(sigma_spread=HalfNormal(1e-6))
+    priors = Priors(sigma_spread=Fixed(0))
     own = fit_hierarchical_model(summaries, sigma_by_genre=True, priors=priors)
+    diagnostics = check_diagnostics(own)
+    assert diagnostics.ok
+    assert "sigma_spread" not in diagnostics.table.index
     common = fit_hierarchical_model(summaries, engine="exact", draws=0)
     found, expected = (
         extract_hbm_estimates(own, summaries),
@@ -122,6 +125,12 @@ def test_one_genre_has_no_deviation(rng):
 def test_other_engines_refuse(rng, setting):
     with pytest.raises(ValueError, match="sigma_by_genre needs"):
         fit_hierarchical_model(simulated(rng, [4, 4]), sigma_by_genre=True, **setting)
+
+
+def test_a_fixed_sigma_creator_is_refused(rng):
+    priors = Priors(sigma_creator=Fixed(0.4))
+    with pytest.raises(ValueError, match="needs a prior of sigma_creator that is not Fixed"):
+        fit_hierarchical_model(simulated(rng, [4, 4]), sigma_by_genre=True, priors=priors)
 
 
 @pytest.mark.slow
