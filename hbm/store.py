@@ -135,10 +135,12 @@ def _content(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _content(item) for key, item in value.items()}
     if hasattr(value, "to_dict") and hasattr(value, "subtree"):  # an xarray DataTree
-        return [(node.path, _content(node.to_dataset())) for node in value.subtree]
+        # Without draws in it, the seed is what a function of it will draw by.
+        groups = [(node.path, _content(node.to_dataset())) for node in value.subtree]
+        return value.attrs.get("random_seed"), groups
     if hasattr(value, "data_vars"):
         variables = {str(k): (v.dims, v.values) for k, v in value.variables.items()}
-        # Attributes hold times of day; what was computed is in the variables.
+        # Other attributes hold times of day; what was computed is in the variables.
         return sorted(variables.items(), key=lambda item: item[0])
     if hasattr(value, "to_numpy") and hasattr(value, "columns"):
         return [(name, _column(column)) for name, column in value.items()], value.index.to_numpy()

@@ -114,6 +114,12 @@ FRAME = pd.DataFrame({"a": [1.0, 2.0], "b": ["x", "y"]})
 TREE = xr.DataTree.from_dict({"posterior": xr.Dataset({"mu": ("draw", [1.0, 2.0])})})
 
 
+def seeded(seed):
+    tree = TREE.copy()
+    tree.attrs.update(random_seed=seed, created_at=f"{seed} o'clock")
+    return tree
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -143,6 +149,7 @@ TREE = xr.DataTree.from_dict({"posterior": xr.Dataset({"mu": ("draw", [1.0, 2.0]
             FRAME.astype({"b": pd.CategoricalDtype(["y", "x"])}),
         ),
         (TREE, TREE.map_over_datasets(lambda node: node + 1)),
+        (seeded(1), seeded(2)),
     ],
 )
 def test_every_part_of_an_argument_counts(package, one, other):
@@ -419,21 +426,23 @@ import os, time
 def run(x):
     with open(os.environ["CALLS"], "a") as calls:
         calls.write("run\\n")
+    if "DIE" in os.environ:
+        os._exit(9)
     time.sleep(1.0)
     return x + 1
 """
 
 
 _CALL = (
-    "import sys, os, threading; sys.path.insert(0, sys.argv[1]); import tried.study;"
+    "import sys; sys.path.insert(0, sys.argv[1]); import tried.study;"
     "from hbm.store import kept;"
-    "len(sys.argv) > 2 and threading.Timer(0.5, lambda: os._exit(9)).start();"
     "sys.exit(kept(tried.study.run, 1))"
 )
 
 
-def process(tmp_path, *extra):
-    return subprocess.Popen([sys.executable, "-c", _CALL, str(tmp_path), *extra])
+def process(tmp_path, **environment):
+    command = [sys.executable, "-c", _CALL, str(tmp_path)]
+    return subprocess.Popen(command, env=os.environ | environment)
 
 
 def test_processes_at_once_compute_once(package, tmp_path):
@@ -445,7 +454,8 @@ def test_processes_at_once_compute_once(package, tmp_path):
 
 def test_a_process_that_dies_does_not_block_the_next(package, tmp_path):
     package.write("study", _SLOW)
-    assert process(tmp_path, "die").wait() == 9
+    assert process(tmp_path, DIE="yes").wait() == 9
+    assert calls() == 1
     assert kept(package.study.run, 1) == 2
     assert calls() == 2
 
