@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -81,9 +82,18 @@ def test_a_row_summarises_its_values():
     assert np.isnan(empty["median"])
 
 
-def test_times_are_warm_and_the_least_of_several():
-    waits = iter([0.2, 0.03, 0.01, 0.02])
-    assert 0.01 <= measure.seconds_of(lambda: measure.time.sleep(next(waits)), at_least=0) < 0.02
+def test_times_are_warm_and_the_least_of_several(monkeypatch):
+    now, waits = [0], [1, 8, 4, 6, 2]
+
+    def call():
+        now[0] += waits.pop(0)
+
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    assert measure.seconds_of(call, at_least=0) == 4
+    assert waits == [2]
+    waits[:] = [1, 8, 4, 6, 2, 3]
+    assert measure.seconds_of(call, at_least=20) == 2
+    assert waits == [3]
 
 
 def test_memory_is_that_of_the_process_alone():
