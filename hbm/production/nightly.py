@@ -154,8 +154,8 @@ def run_night(
     past, night
         As for `fit_night`.
     min_share : float
-        Refuse a table that has fewer than this share of last night's creators, in all or in a
-        genre of `MIN_GENRE` at least; 0 accepts any.
+        Refuse a table that has fewer than this share of last night's creators, by id, in all or
+        still in a genre that had `MIN_GENRE` at least; 0 accepts any.
     say : callable
         Is told what is being done.
 
@@ -201,14 +201,16 @@ def last_night(folder: str | PathLike, say: Callable[[str], None] = lambda messa
 
 
 def _require_complete(summaries: pd.DataFrame, last: Night, min_share: float) -> None:
-    """Refuse a table that has lost creators since last night."""
+    """Refuse a table that has lost creators since last night, by their ids."""
     require_columns(summaries, ["genre"], "summaries")
-    now = summaries["genre"].astype(str).value_counts()
-    before = {g: n for g, n in last.record.get("genres", {}).items() if n >= MIN_GENRE}
-    counts = [("the table", last.record.get("n_creators", 0), len(summaries))]
-    counts += [(f"genre {g!r}", n, int(now.get(g, 0))) for g, n in before.items()]
-    lost = [f"{what}: {is_now:,}, was {was:,}" for what, was, is_now in counts
-            if is_now < min_share * was]  # fmt: skip
+    names = {name: summaries[name].astype(str).to_numpy() for name in ("creator_id", "genre")}
+    before, now = last.counted[["creator_id", "genre"]], pd.DataFrame(names)
+    counts = [("the table", before["creator_id"].isin(now["creator_id"]))]
+    stays = before["genre"] == before["creator_id"].map(now.set_index("creator_id")["genre"])
+    counts += [(f"genre {genre!r}", there) for genre, there in stays.groupby(before["genre"])
+               if len(there) >= MIN_GENRE]  # fmt: skip
+    lost = [f"{what}: {there.sum():,} of {len(there):,}" for what, there in counts
+            if there.sum() < min_share * len(there)]  # fmt: skip
     if lost:
         raise NightError(
             f"fewer than {min_share:.0%} of last night's creators are there ({'; '.join(lost)}): "
