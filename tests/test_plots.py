@@ -24,6 +24,7 @@ from hbm.plots import look
 from hbm.priors import Priors
 from hbm.sbc import QUANTITIES, Calibration, sbc_verdicts
 from hbm.studies import ESTIMATORS
+from hbm.uniform import uniform_band, uniform_pvalue
 from hbm.validation import compare_estimators, coverage_by_distance, oracle_estimates
 
 ODD = ("<script>", "$x_1$ {\\frac", "_hidden")
@@ -766,6 +767,25 @@ def test_loo_pit_plot_has_a_band_that_uniform_values_keep(data):
     assert band.max() > 0.05
     squeezed = plots.plot_loo_pit(0.3 + 0.4 * grid).axes[0].get_lines()[-1].get_ydata()
     assert np.abs(squeezed).max() > band.max()
+
+
+def test_loo_pit_plot_has_the_exact_band():
+    grid = (np.arange(50) + 0.5) / 50
+    z, low, high = uniform_band(50)
+    inside = []
+    for power in np.linspace(1, 2, 21):
+        ax = plots.plot_loo_pit(grid**power).axes[0]
+        drawn = ax.collections[0].get_paths()[0].vertices.round(9).tolist()
+        for edge in (low, high):  # its steps are in the middle between two places
+            assert all(step in drawn for step in np.c_[z + 0.01, edge - z].round(9).tolist())
+        x, y = ax.get_lines()[-1].get_data()
+        assert (x[0], x[-1], y[-1]) == (0, 1, 0)
+        y = y[1:-1]
+        keeps = ((y >= low - z - 1e-9) & (y <= high - z + 1e-9)).all()
+        assert keeps == (uniform_pvalue(grid**power) > 0.05)
+        inside.append(keeps)
+    assert True in inside
+    assert False in inside
 
 
 def test_sbc_plot_has_the_band_that_belongs_to_the_verdicts():

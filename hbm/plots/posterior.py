@@ -13,6 +13,7 @@ from matplotlib.ticker import NullLocator
 
 from hbm.intervals import LEVEL
 from hbm.plots import look
+from hbm.uniform import uniform_band
 
 _HYPERPARAMETERS = {
     "mu_global": "platform mean, mu_global",
@@ -278,11 +279,13 @@ def plot_loo_pit(pit, *, figsize=None) -> Figure:
     Parameters
     ----------
     pit : array-like, shape (creator,)
-        P(replicated estimate <= observed estimate | all other creators).
+        P(replicated estimate <= observed estimate | all other creators); two or more. The line
+        leaves the band exactly where `hbm.uniform.uniform_pvalue` is below 5%.
     """
-    from arviz_stats.ecdf_utils import ecdf_pit
-
-    x, ecdf, low, high = ecdf_pit(np.ravel(pit), LEVEL, 1000)
+    pit = np.sort(np.ravel(pit))
+    z, low, high = uniform_band(len(pit), LEVEL)
+    x, low, high = (np.r_[0, part, 1] for part in (z, low, high))
+    ecdf = np.searchsorted(pit, x, side="right") / len(pit)
     fig, ax = look.subplots(figsize=figsize)
     band = ax.fill_between(
         x, low - x, high - x, step="mid", color=look.FAINT, alpha=0.3, linewidth=0
