@@ -31,6 +31,7 @@ from hbm.grouping.study import (
     summarize_marks,
 )
 from hbm.grouping.thresholds import THRESHOLDS
+from hbm.intervals import normal_factor
 from hbm.model import fit_hierarchical_model
 from hbm.priors import Priors
 
@@ -246,8 +247,16 @@ def test_new_groups_are_predicted_from_the_platform():
 class Fake:
     """A quarter with given numbers, for the rules of the alerts."""
 
-    def __init__(self, n=500, elpd=50.0, dse=8.0, quality=(0.35, 0.1), shrinkage=(0.35, 0.01)):
-        self.elpd, self.dse = elpd, dse
+    def __init__(
+        self,
+        n=500,
+        elpd=50.0,
+        dse=8.0,
+        quality=(0.35, 0.1),
+        shrinkage=(0.35, 0.01),
+        variance=(0.5, 0.03),
+    ):
+        self.elpd, self.dse, self.variance = elpd, dse, variance
         value, reach = quality
         self.quality = type("q", (), dict(quality=value, lower=value - reach, upper=value + reach))
         self.pull = shrinkage
@@ -270,6 +279,42 @@ def test_quality_alerts_below_its_threshold_and_beyond_chance():
     assert alert("quality", Fake(quality=(0.1, 0.0999)), base)
     assert not alert("quality", Fake(quality=(0.1, 0.1001)), base)  # may still reach 20 %
     assert not alert("quality", Fake(quality=(0.1, 0.05)), Fake(quality=(0.15, 0.05)))
+
+
+def test_an_undefined_quality_alerts_where_variance_has_gone_and_chance_does_not_explain_it():
+    base, undefined = Fake(), (np.nan, np.nan)
+    reach = normal_factor(0.95) * 0.05  # of errors 0.03 and 0.04
+    for variance, expected in ((0.5 - 1.001 * reach, True), (0.5 - 0.999 * reach, False)):
+        quarter = Fake(quality=undefined, variance=(variance, 0.04))
+        assert alert("quality", quarter, base) is expected
+    gone = Fake(quality=undefined, variance=(-0.1, 0.04))
+    assert not alert("quality", gone, Fake(quality=undefined))
+    assert not alert("quality", base, gone)
+
+
+def test_a_quarter_of_pure_noise_is_an_alert_and_says_why():
+    """Every estimate is the same but for half of the noise that it states."""
+    noise = quarters()["Q2"]
+    sign = np.resize([-0.5, 0.5], len(noise))
+    report = monitor_grouping(
+        {"Q1": quarters()["Q1"], "Q2": noise.assign(effect_hat=0.5 + sign * noise["se"])}
+    )
+    row = report.alerts.set_index("check").loc["quality"]
+    assert np.isnan(row["value"])
+    assert row["detail"].startswith("quality undefined: variance of true effects -")
+
+
+def test_the_variance_of_true_effects_is_without_noise(rng):
+    """Over many quarters the estimate has no bias, and the spread that it states."""
+    found = []
+    for _ in range(400):
+        se = rng.uniform(0.2, 1.0, 100)
+        effect = rng.normal(0.3, 0.5, 100) + rng.normal(0, se)
+        found.append(monitor._variance(pd.DataFrame({"effect_hat": effect, "se": se})))
+    value, error = np.array(found).T
+    assert abs(value.mean() - 0.25) < K * value.std(ddof=1) / 20
+    ratio = np.square((value - 0.25) / np.sqrt(np.square(error).mean()))
+    assert abs(ratio.mean() - 1) < K * ratio.std(ddof=1) / 20
 
 
 def test_elpd_alerts_where_the_grouping_no_longer_helps_and_helped_before():

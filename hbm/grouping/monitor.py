@@ -85,7 +85,9 @@ def monitor_grouping(
     """Check whether a grouping holds in later quarters as it did when it was chosen.
 
     - **quality**: the corrected share of variance between groups; alert if the whole interval
-      lies under the threshold, and it has fallen by more than chance.
+      lies under the threshold, and it has fallen by more than chance. It is undefined (NaN) where
+      the estimates vary no more than their noise; then alert if the variance of true effects has
+      fallen by more than chance, from a baseline whose quality was defined.
     - **elpd**: the difference from no grouping within the quarter; alert if it no longer exceeds
       its threshold and its standard errors, as in a small quarter it may, and the baseline's fits
       too predict the quarter's estimates with a smaller gain from the grouping than chance
@@ -142,6 +144,7 @@ class _Quarter:
         self.pit, self.gains = left_out["pit"], (left_out["elpd"] - without["elpd"]).to_numpy()
         self.elpd, self.dse = elpd_difference(left_out["elpd"], without["elpd"])
         self.quality = analyze_grouping_candidate(summaries, "genre", "effect_hat", se="se")
+        self.variance = _variance(summaries)
 
     def gains_of(self, other: _Quarter) -> np.ndarray:
         """Gain of the grouping in the log density with which these fits predict other creators."""
@@ -158,6 +161,14 @@ class _Quarter:
 
 def _fit(summaries: pd.DataFrame, priors: Priors):
     return fit_hierarchical_model(summaries, engine="exact", draws=0, priors=priors)
+
+
+def _variance(summaries: pd.DataFrame) -> tuple[float, float]:
+    """Estimate the variance of true effects, noise removed, and its standard error."""
+    effect, se = (summaries[name].to_numpy(float) for name in ("effect_hat", "se"))
+    n = len(effect)
+    parts = np.square(effect - effect.mean()) * n / (n - 1) - np.square(se)
+    return float(parts.mean()), float(parts.std(ddof=1) / np.sqrt(n))
 
 
 def _prediction(model, quarter: _Quarter):
@@ -185,6 +196,12 @@ def _rows(name: str, quarter: _Quarter, baseline: _Quarter):
 def _quality(quarter: _Quarter, baseline: _Quarter):
     found, before = quarter.quality, baseline.quality
     limit = THRESHOLDS.quality_moderate
+    if np.isnan(found.quality):
+        (now, error), (was, error_before) = quarter.variance, baseline.variance
+        fallen = now - was < -normal_factor(LEVEL) * np.hypot(error, error_before)
+        alert = bool(fallen and not np.isnan(before.quality))
+        detail = f"quality undefined: variance of true effects {now:.2g}, was {was:.2g}"
+        return found.quality, found.lower, found.upper, limit, alert, detail
     reach = np.hypot(found.upper - found.quality, before.upper - before.quality)
     alert = bool(found.upper < limit and found.quality - before.quality < -reach)
     detail = f"quality {found.quality:.2f} [{found.lower:.2f}, {found.upper:.2f}]"
