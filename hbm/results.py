@@ -8,6 +8,8 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from hbm.intervals import share_error
+
 
 class Headline(NamedTuple):
     """One headline number of a chapter.
@@ -32,13 +34,9 @@ class Headline(NamedTuple):
 
 
 def share_of(hits: Iterable[bool]) -> tuple[float, float]:
-    """Return the share of hits and its Monte Carlo error, not 0 where all of a few are alike.
-
-    The error is the standard deviation of Beta(hits + 1/2, misses + 1/2).
-    """
+    """Return the share of hits and its Monte Carlo error, not 0 where all of a few are alike."""
     hits = list(hits)
-    a, b = sum(hits) + 0.5, len(hits) - sum(hits) + 0.5
-    return sum(hits) / len(hits), math.sqrt(a * b / (a + b + 1)) / (a + b)
+    return sum(hits) / len(hits), share_error(sum(hits), len(hits))
 
 
 def carried(*rows: Iterable) -> str:

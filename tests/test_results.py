@@ -6,11 +6,14 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import results
 import yaml
+from scipy.stats import beta
 
 from hbm import Fixed, Priors, extract_hbm_estimates, fit_hierarchical_model, simulate_summaries
+from hbm.intervals import share_error
 from hbm.results import carried, share_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,6 +75,11 @@ def test_a_share_of_few_is_not_certain():
     assert share_of([False] * 10) == (0, pytest.approx((0.5 * 10.5 / 11**2 / 12) ** 0.5))
     share, error = share_of([True, False] * 5000)
     assert (share, error) == (0.5, pytest.approx(0.005, rel=1e-3))
+
+
+def test_the_error_of_a_share_is_that_of_jeffreys_posterior():
+    hits = np.array([0, 3, 10])
+    np.testing.assert_allclose(share_error(hits, 10), beta(hits + 0.5, 10.5 - hits).std())
 
 
 def test_a_name_stands_once_in_a_chapter(tmp_path):

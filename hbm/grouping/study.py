@@ -26,6 +26,7 @@ from hbm.grouping.history import (
 )
 from hbm.grouping.monitor import CHECKS, monitor_grouping
 from hbm.grouping.select import select_grouping
+from hbm.intervals import share_error
 from hbm.model import fit_hierarchical_model
 from hbm.priors import Priors
 from hbm.replicate import replicate
@@ -109,9 +110,7 @@ def summarize_marks(marks: pd.DataFrame) -> pd.DataFrame:
         shares = {mark: own["mark"] == mark for mark in ("right", "related", "wrong", "none")}
         shares["naive_right"] = own["naive_top"] == WORLDS[world].right
         for name, hit in shares.items():
-            # Jeffreys' Beta: the error is not 0 where all or none are hit.
-            a, b = hit.sum() + 0.5, (~hit).sum() + 0.5
-            row |= {name: hit.mean(), f"{name}_se": np.sqrt(a * b / (a + b + 1)) / (a + b)}
+            row |= {name: hit.mean(), f"{name}_se": share_error(hit.sum(), len(hit))}
         for name in ("chosen", "none", "naive", "no_pooling"):
             ratio = own[f"mse_{name}"] / own["mse_right"]
             row |= {f"cost_{name}": ratio.mean(), f"cost_{name}_se": ratio.sem()}

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import beta
 
 from hbm.data import GENRES
 from hbm.exact.likelihood import Likelihood
 from hbm.exact.quadrature import integrate
 from hbm.exact.rule import effect_rule
 from hbm.gaussian import Estimates, Moments, creator_moments, mixture_cdf, mixture_moments
-from hbm.intervals import tail_probabilities
+from hbm.intervals import share_error, tail_probabilities
 from hbm.learned import DISCOUNT, log_predictive_density, remember_batch
 from hbm.learned.conflict import SPREAD, prior_conflict, resolve_conflict
 from hbm.priors import Priors
@@ -341,8 +340,7 @@ def alarm_study(n_sequences: int, *, discount: float = DISCOUNT, seed: int = 42)
     """
     found = gathered(replicate(_alarms, n_sequences, seed=seed, discount=discount))
     groups = found.groupby("change", sort=False)[["alarm", "named"]]
-    posterior = beta(groups.sum() + 0.5, n_sequences - groups.sum() + 0.5)
-    errors = pd.DataFrame(posterior.std(), groups.mean().index, ["alarm_se", "named_se"])
+    errors = share_error(groups.sum(), n_sequences).add_suffix("_se")
     table = pd.concat([groups.mean(), errors], axis=1)
     return table[["alarm", "alarm_se", "named", "named_se"]].reset_index()
 
