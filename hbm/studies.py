@@ -89,7 +89,9 @@ def _classical(
 ) -> pd.DataFrame:
     """Estimate without a posterior: `pit` is normal around the estimate, whatever its interval."""
     made = estimator(summaries, **settings)
-    z = (join_truth(made, truth)["effect_true"] - made["effect_hat"]) / made["se"]
+    gap, se = join_truth(made, truth)["effect_true"] - made["effect_hat"], made["se"]
+    # Where an effect is known exactly, as much lies below it as above.
+    z = np.divide(gap, se, out=np.zeros(len(gap)), where=gap != 0)
     return made.assign(pit=ndtr(z))
 
 

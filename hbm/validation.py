@@ -18,7 +18,7 @@ from hbm.data import (
     require_columns,
 )
 from hbm.gaussian import shrinkage_factor
-from hbm.intervals import LEVEL
+from hbm.intervals import LEVEL, normal_factor
 
 #: Bins of creators by their users, ``n_total``: name and range [low, high).
 SIZE_BINS = {
@@ -153,12 +153,16 @@ def oracle_estimates(
         se = truth["sigma_obs"] * np.sqrt(1 / joined["n_treatment"] + 1 / joined["n_control"])
         se = se.to_numpy(float)
     pull = shrinkage_factor(se, np.array([sigma]))[0]
-    effect = joined["effect_hat"].to_numpy(float)
-    estimates = no_pooling_estimates(
-        summaries.assign(effect_hat=effect + pull * (mean - effect), se=se * np.sqrt(1 - pull))
-    ).drop(columns="p_value")
-    return estimates.assign(
-        p_positive=ndtr(estimates["effect_hat"] / estimates["se"]), shrinkage=pull
+    # Without any spread all is known: exactly the mean, an interval of width 0 around it.
+    effect = mean + (1 - pull) * (joined["effect_hat"].to_numpy(float) - mean)
+    sd = se * np.sqrt(1 - pull)
+    half = normal_factor(LEVEL) * sd
+    known = np.where(effect > 0, np.inf, -np.inf)
+    return (
+        no_pooling_estimates(summaries)
+        .drop(columns="p_value")
+        .assign(effect_hat=effect, se=sd, ci_lower=effect - half, ci_upper=effect + half)
+        .assign(p_positive=ndtr(np.divide(effect, sd, out=known, where=sd > 0)), shrinkage=pull)
     )
 
 

@@ -92,6 +92,17 @@ def test_every_simulator_refuses_sizes_that_cannot_be(simulate, has_arms, rng):
             simulate(rng, treatment_share=share)
 
 
+def test_where_creators_do_not_differ_the_oracle_knows_all():
+    few = {name: ESTIMATORS[name] for name in ("Complete pooling", "Oracle")}
+    study = platform_study(
+        2, estimators=few, sigma_creator=0.0, n_creators_per_genre=5, genres=("a", "b")
+    )
+    oracle = study[study["estimator"] == "Oracle"].dropna()
+    assert len(oracle)
+    assert (oracle[["mse", "width"]] == 0).all(axis=None)
+    assert (oracle[["coverage", "coverage_50", "coverage_80"]] == 1).all(axis=None)
+
+
 # --- Monte Carlo errors ---------------------------------------------------------------------
 
 

@@ -257,6 +257,12 @@ def test_oracle_by_hand():
     ungrouped = oracle_estimates(summaries, truth, grouping=False)  # mean 2, variance 9 + 4
     np.testing.assert_allclose(ungrouped["effect_hat"], [8 - 6 * 4 / 17, 10 - 8 * 4 / 17])
     np.testing.assert_allclose(ungrouped["se"], np.sqrt(13 * 4 / 17))
+    alike = truth | {"sigma_creator": 0, "creator_effects": np.array([0.0, 4.0])}
+    known = oracle_estimates(summaries, alike)
+    for column in ("effect_hat", "ci_lower", "ci_upper"):
+        assert known[column].tolist() == [4, 0]
+    assert known["se"].tolist() == [0, 0]
+    assert known["p_positive"].tolist() == [1, 0]
 
 
 @pytest.fixture(scope="module")
