@@ -86,8 +86,8 @@ def compare_crossed(
     -------
     DataFrame
         One row a model, best first: ``model``; ``elpd``, the sum over creators of the log density
-        of their estimates given all others; ``elpd_diff``, by how much it is less than that of
-        the crossed model, creator by creator, and ``dse``, the standard error of that.
+        of their estimates given all others; ``elpd_diff``, that less the crossed model's,
+        creator by creator (below 0 for a worse model), and ``dse``, its standard error.
     """
     first, second = factors
     loos = {"crossed": loo_crossed(fit_crossed_model(summaries, factors, priors=priors, draws=0))}
