@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from hbm.checks import DataError, require_columns
+from hbm.checks import DataError, refuse, require_columns
 from hbm.data import validate_users
 from hbm.diagnostics import DiagnosticsError
 from hbm.files import read_table, written_whole
@@ -162,9 +162,9 @@ def _monitor(given: argparse.Namespace) -> int:
         _write(report.table, given.output)
     for row in report.alerts.itertuples():
         print(f"monitor: ALERT: {row.quarter}, {row.check}: {row.detail}")
+    alerts = "no alert" if report.ok else f"alerts: {len(report.alerts)}"
     later = len(quarters) - 1
-    if report.ok:
-        print(f"monitor: no alert in {later} later quarters; the baseline is {report.baseline}")
+    print(f"monitor: {alerts} in {later} later quarters; the baseline is {report.baseline}")
     if given.output:
         print(f"monitor: written to {given.output}")
     return report.exit_code
@@ -203,9 +203,15 @@ def _grouped(summaries: pd.DataFrame) -> pd.DataFrame:
 def _quarters(paths: list[str]) -> dict[str, pd.DataFrame]:
     """Return summaries by quarter: a file each, or one file with a column ``quarter``."""
     if len(paths) == 1:
-        table = read_table(paths[0])
-        require_columns(table, ["quarter"], Path(paths[0]).name)
-        groups = table.groupby("quarter", sort=True)
+        table, name = read_table(paths[0]), Path(paths[0]).name
+        require_columns(table, ["quarter", "creator_id"], name)
+        quarter = table["quarter"]
+        refuse(table, quarter.isna(), "quarter", "must not be missing", name)
+        # Names do not sort by time ("Q4 2024", "Q1 2025"): the first in the file is the baseline.
+        again = quarter.ne(quarter.shift()) & quarter.duplicated()
+        rule = "must be in order of time, the rows of a quarter together"
+        refuse(table, again, "quarter", rule, name)
+        groups = table.groupby("quarter", sort=False, observed=True)
         return {str(q): _grouped(part.reset_index(drop=True)) for q, part in groups}
     names = [Path(path).name.split(".")[0] for path in paths]
     if len(set(names)) < len(names):
@@ -267,7 +273,8 @@ elpd, coverage, shrinkage. Exit code 1 if the grouping needs a review, so that a
 notices.
 
 The tables: .csv, .csv.gz or .parquet with one row a creator (creator_id, genre, effect_hat, se);
-one file a quarter, the first being the baseline, or one file with a column quarter.
+one file a quarter, the first being the baseline, or one file with a column quarter, in order of
+time: its first quarter is the baseline, and the rows of a quarter stand together.
 """
 
 

@@ -263,7 +263,37 @@ def test_monitor_raises_an_alert_when_the_grouping_is_gone(quarters, tmp_path, c
     path = tmp_path / "quarters.parquet"
     pd.concat([quarters[0], quarters[2]]).to_parquet(path)
     assert main(["monitor", str(path), "--quick"]) == ALERT
-    assert "ALERT: 2025Q3" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "ALERT: 2025Q3" in said
+    assert "in 1 later quarters; the baseline is 2025Q1" in said
+
+
+def test_the_first_quarter_of_a_file_is_the_baseline_whatever_its_name(quarters, tmp_path, capsys):
+    named = [quarters[0].assign(quarter="Q4 2024"), quarters[1].assign(quarter="Q1 2025")]
+    path, output = tmp_path / "quarters.csv", tmp_path / "checks.csv"
+    pd.concat(named).to_csv(path, index=False)
+    assert main(["monitor", str(path), "--quick", "--output", str(output)]) == 0
+    assert "the baseline is Q4 2024" in capsys.readouterr().out
+    assert pd.read_csv(output)["quarter"].unique().tolist() == ["Q4 2024", "Q1 2025"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_monitor_refuses_rows_without_a_quarter_and_quarters_in_pieces(
+    ending, quarters, tmp_path, capsys
+):
+    path, output = tmp_path / f"quarters.{ending}", tmp_path / "checks.csv"
+
+    def said(table):
+        table = table.reset_index(drop=True)
+        table.to_csv(path, index=False) if ending == "csv" else table.to_parquet(path)
+        assert main(["monitor", str(path), "--quick", "--output", str(output)]) == BAD_INPUT
+        return capsys.readouterr().err
+
+    table = pd.concat(quarters[:2], ignore_index=True)
+    lost = table.assign(quarter=table["quarter"].mask(table.index.isin([0, 200])))
+    assert f"quarters.{ending}: column 'quarter' must not be missing; 2 rows break it" in said(lost)
+    assert "the rows of a quarter together; 1 row breaks" in said(table.iloc[np.r_[1:300, 0]])
+    assert not output.exists()
 
 
 def test_monitor_refuses_what_it_cannot_compare(quarters, tmp_path, capsys):
