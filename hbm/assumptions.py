@@ -17,6 +17,10 @@ from hbm.robust import FAST, fit_hierarchical_model_robust, thinned
 from hbm.studies import simulate_summaries
 from hbm.validation import join_truth
 
+#: How far the assumptions are broken: degrees of freedom of the effects, what they change with a
+#: standard deviation of log users or of noise, correlation of errors, share of wrong genres.
+DF, SLOPE, CORRELATION, MISLABELLED = 3, 0.2, 0.1, 0.2
+
 #: A platform on which an assumption is broken: summaries, truth, and the creators it concerns.
 Broken = tuple[pd.DataFrame, dict[str, Any], np.ndarray]
 
@@ -62,32 +66,32 @@ def _standardised(values: np.ndarray) -> np.ndarray:
     return (values - values.mean()) / values.std()
 
 
-def heavy_tails(rng: np.random.Generator, df: float = 3.0) -> Broken:
-    """Deviations from the genre are Student's t, with the standard deviation of before."""
+def heavy_tails(rng: np.random.Generator) -> Broken:
+    """Deviations from the genre are Student's t with `DF`, and the standard deviation of before."""
     summaries, truth = simulate_summaries(rng)
     mean, _ = _parts(truth)
-    scale = truth["sigma_creator"] * np.sqrt((df - 2) / df)
-    away = scale * rng.standard_t(df, len(mean))
+    scale = truth["sigma_creator"] * np.sqrt((DF - 2) / DF)
+    away = scale * rng.standard_t(DF, len(mean))
     far = np.abs(away) > 3 * truth["sigma_creator"]
     return *with_effects(summaries, truth, mean + away), far
 
 
-def falling_with_size(rng: np.random.Generator, slope: float = -0.2) -> Broken:
-    """Effects fall by 0.2 dollars with each standard deviation of log users."""
+def falling_with_size(rng: np.random.Generator) -> Broken:
+    """Effects fall by `SLOPE` dollars with each standard deviation of log users."""
     summaries, truth = simulate_summaries(rng)
     log_n = np.log(truth["creator_n"])
-    effects = truth["creator_effects"] + slope * _standardised(log_n)
+    effects = truth["creator_effects"] - SLOPE * _standardised(log_n)
     summaries, truth = with_effects(summaries.assign(log_n=log_n), truth, effects)
     return summaries, truth, truth["creator_n"] < 100
 
 
-def going_with_noise(rng: np.random.Generator, slope: float = 0.2) -> Broken:
+def going_with_noise(rng: np.random.Generator) -> Broken:
     """Where users' revenue varies more, effects are larger; log standard deviations vary by 0.5."""
     z = rng.standard_normal(500)
     summaries, truth = simulate_summaries(rng)
     factor = np.exp(0.5 * z)
     error = factor * (summaries["effect_hat"] - truth["creator_effects"])
-    effects = truth["creator_effects"] + slope * z
+    effects = truth["creator_effects"] + SLOPE * z
     summaries = summaries.assign(
         effect_hat=effects + error,
         se=factor * summaries["se"],
@@ -113,20 +117,20 @@ def different_spreads(rng: np.random.Generator) -> Broken:
     return *with_effects(summaries, truth, mean + away * scale), last
 
 
-def shared_errors(rng: np.random.Generator, correlation: float = 0.1) -> Broken:
-    """Any two creators' errors have a correlation, as where they share users or a bad day."""
+def shared_errors(rng: np.random.Generator) -> Broken:
+    """Any two creators' errors have `CORRELATION`, as where they share users or a bad day."""
     summaries, truth = simulate_summaries(rng)
     own = summaries["effect_hat"] - truth["creator_effects"]
     shock = rng.normal() * summaries["se"]
-    error = np.sqrt(1 - correlation) * own + np.sqrt(correlation) * shock
+    error = np.sqrt(1 - CORRELATION) * own + np.sqrt(CORRELATION) * shock
     summaries = summaries.assign(effect_hat=truth["creator_effects"] + error)
     return summaries, truth, truth["creator_n"] < 100
 
 
-def mislabelled(rng: np.random.Generator, share: float = 0.2) -> Broken:
-    """A share of the creators stands under a genre drawn at random."""
+def mislabelled(rng: np.random.Generator) -> Broken:
+    """A share `MISLABELLED` of the creators stands under a genre drawn at random."""
     summaries, truth = simulate_summaries(rng)
-    wrong = rng.random(len(summaries)) < share
+    wrong = rng.random(len(summaries)) < MISLABELLED
     label = np.where(wrong, rng.integers(0, 5, len(summaries)), truth["creator_genre"])
     names = np.array(truth["genres"], dtype=object)
     return summaries.assign(genre_idx=label, genre=names[label]), truth, wrong
@@ -184,9 +188,7 @@ ASSUMPTIONS = {
 }
 
 
-def assumption_study(
-    assumption: str, n_platforms: int, *, seed: int = 42, cured: bool = True
-) -> pd.DataFrame:
+def assumption_study(assumption: str, n_platforms: int, *, seed: int = 42) -> pd.DataFrame:
     """Measure what one broken assumption does to pooled estimates, with and without its cure.
 
     Parameters
@@ -195,8 +197,6 @@ def assumption_study(
         One of `ASSUMPTIONS`.
     n_platforms : int
     seed : int
-    cured : bool
-        Whether to fit the cure as well, if there is one.
 
     Returns
     -------
@@ -208,7 +208,7 @@ def assumption_study(
     """
     if assumption not in ASSUMPTIONS:
         raise ValueError(f"unknown assumption {assumption!r}; known: {', '.join(ASSUMPTIONS)}")
-    platforms = replicate(_one_platform, n_platforms, seed=seed, assumption=assumption, cured=cured)
+    platforms = replicate(_one_platform, n_platforms, seed=seed, assumption=assumption)
     rows = pd.DataFrame([row for platform in platforms for row in platform])
     groups = rows.groupby(["model", "group"], sort=False)
     mean, error = groups.mean(), groups.sem()
@@ -218,10 +218,10 @@ def assumption_study(
     return table.reset_index()
 
 
-def _one_platform(rng: np.random.Generator, *, assumption: str, cured: bool) -> list[dict]:
+def _one_platform(rng: np.random.Generator, *, assumption: str) -> list[dict]:
     how = ASSUMPTIONS[assumption]
     summaries, truth, concerned = how.simulate(rng)
-    fits = {"as it is": _exact} | ({"cured": how.fit} if cured and how.fit else {})
+    fits = {"as it is": _exact} | ({"cured": how.fit} if how.fit else {})
     rows = []
     for model, fit in fits.items():
         posterior = fit(summaries)

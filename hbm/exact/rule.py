@@ -108,15 +108,11 @@ def effect_rule(grid: Grid) -> Rule:
     return Rule(*parts, weight[kept] / weight[kept].sum(), error=NEGLIGIBLE)
 
 
-def gauss_rule(grid: Grid, tolerance: float = TOLERANCE) -> Rule:
+def gauss_rule(grid: Grid) -> Rule:
     """Reduce a grid to a Gauss rule with as few nodes as the effects need.
 
-    Parameters
-    ----------
-    grid : Grid
-    tolerance : float
-        Nodes are added until doubling their number, outer or inner, changes the moments and
-        probabilities of the probed creators and genres by no more.
+    Nodes are added until doubling their number, outer or inner, changes the moments and
+    probabilities of the probed creators and genres by no more than `TOLERANCE`.
     """
     sizes = grid.log_weight.shape
     candidate = _Candidates(grid)
@@ -132,7 +128,7 @@ def gauss_rule(grid: Grid, tolerance: float = TOLERANCE) -> Rule:
             doubled[axis] = min(2 * orders[axis], sizes[axis])
             errors.append(np.abs(candidate.summary(tuple(doubled), reference) - value).max())
         finer = tuple(
-            min(max(order + 1, 3 * order // 2), size) if error > tolerance else order
+            min(max(order + 1, 3 * order // 2), size) if error > TOLERANCE else order
             for order, size, error in zip(orders, sizes, errors, strict=True)
         )
         if finer == orders or max(finer) > _MAX_ORDER:
