@@ -78,10 +78,8 @@ class Estimates:
     places: np.ndarray | None = None
 
     @classmethod
-    def from_arrays(
-        cls, effect_hat, se, genre_idx, n_genres: int | None = None, covariates=None
-    ) -> Estimates:
-        """Sort by genre; every genre from 0 to ``n_genres - 1`` needs a creator."""
+    def from_arrays(cls, effect_hat, se, genre_idx, covariates=None) -> Estimates:
+        """Sort by genre; every genre from 0 to the largest needs a creator."""
         genre_idx = np.asarray(genre_idx, dtype=np.int64)
         order = np.argsort(genre_idx, kind="stable")
         return cls(
@@ -89,7 +87,7 @@ class Estimates:
             se=np.asarray(se, float)[order],
             genre_idx=genre_idx[order],
             order=order,
-            n_genres=int(genre_idx.max()) + 1 if n_genres is None else n_genres,
+            n_genres=int(genre_idx.max()) + 1,
             covariates=None if covariates is None else np.asarray(covariates, float)[order],
         )
 

@@ -390,8 +390,8 @@ class _Data:
         sums = np.bincount(self.code, weight * (self.y - center))
         return center + sums / np.bincount(self.code, weight)
 
-    def residuals(self, weight: np.ndarray | None = None) -> np.ndarray:
-        return self.y - self.means(weight)[self.code]
+    def residuals(self) -> np.ndarray:
+        return self.y - self.means()[self.code]
 
     def pooled_variance(self) -> float:
         return float(np.square(self.residuals()).sum() / (len(self.y) - len(self.n)))
