@@ -18,7 +18,7 @@ from hbm.data import (
     require_columns,
 )
 from hbm.gaussian import shrinkage_factor
-from hbm.intervals import LEVEL, normal_factor
+from hbm.intervals import LEVEL, normal_factor, share_error
 
 #: Bins of creators by their users, ``n_total``: name and range [low, high).
 SIZE_BINS = {
@@ -308,15 +308,13 @@ def _scores(joined: np.ndarray) -> dict[str, float]:
     error = joined["effect_hat"] - joined["effect_true"]
     bounds = joined["ci_lower"], joined["ci_upper"]
     coverage = compute_coverage(*bounds, joined["effect_true"])
-    # Jeffreys' Beta(hits + 1/2, misses + 1/2): its sd is not 0 where all or none are covered.
-    hits, misses = n * coverage + 0.5, n * (1 - coverage) + 0.5
     return {
         "n_creators": n,
         "mse": compute_mse(joined["effect_hat"], joined["effect_true"]),
         "mse_se": float(np.std(error**2, ddof=1) / np.sqrt(n)) if n > 1 else np.nan,
         "bias": float(error.mean()),
         "coverage": coverage,
-        "coverage_se": float(np.sqrt(hits * misses / (n + 2)) / (n + 1)),
+        "coverage_se": float(share_error(n * coverage, n)),
         "width": compute_avg_interval_width(*bounds),
     } | {
         f"coverage_{100 * level:.0f}": float(np.mean(np.abs(joined["pit"] - 0.5) <= level / 2))
