@@ -22,9 +22,8 @@ from hbm.drift.process import STATIC, AutoRegression, Process, RandomWalk
 from hbm.gaussian import (
     Moments,
     creator_moments,
+    mean_columns,
     mixture_cdf,
-    mixture_moments,
-    mixture_quantile,
     shrinkage_factor,
 )
 from hbm.intervals import LEVEL, tail_probabilities
@@ -323,17 +322,10 @@ def validate_periods(summaries: pd.DataFrame, period: str) -> np.ndarray:
 
 
 def describe_mixtures(moments: Moments, weight: np.ndarray) -> dict[str, np.ndarray]:
-    """Return mean, sd, interval and probability of a positive value of mixtures of normals."""
+    """Return `hbm.gaussian.mean_columns`, so many values at a time as memory allows."""
     step = max(1, _BLOCK // len(weight))
-    parts = []
-    for start in range(0, moments.mean.shape[1], step):
-        block = Moments(*(part[:, start : start + step] for part in moments))
-        overall = mixture_moments(block, weight)
-        # Without any spread between genres a mean is known given the node: a point.
-        block = Moments(block.mean, np.maximum(block.var, 1e-12 * overall.var))
-        ends = (mixture_quantile(block, p, weight) for p in tail_probabilities(LEVEL))
-        # The upper tail by symmetry: 1 - cdf would lose the small probabilities.
-        positive = mixture_cdf(Moments(-block.mean, block.var), 0.0, weight)
-        parts.append((overall.mean, np.sqrt(overall.var), *ends, positive))
-    columns = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return dict(zip(("mean", "se", "lower", "upper", "p_positive"), columns, strict=True))
+    parts = [
+        mean_columns(Moments(*(part[:, start : start + step] for part in moments)), weight)
+        for start in range(0, moments.mean.shape[1], step)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
