@@ -69,9 +69,10 @@ readout: $(READY)  ## readouts for your own table: make readout DATA=my.csv
 	@test -n "$(DATA)" || { echo "readout: say which table: make readout DATA=my.csv"; exit 2; }
 	@test -z "$(UNKNOWN)" || \
 	  { echo "readout: no setting is called $(UNKNOWN); there are $(SETTINGS) unit"; exit 2; }
-	@$(PYTHON) -m hbm readout "$(DATA)" --output _readout/readouts.csv \
+	@$(PYTHON) -m hbm readout "$$DATA" --users --output _readout/readouts.csv \
 	  $(foreach name,$(filter $(SETTINGS),$(GIVEN)),--$(subst _,-,$(name)) "$($(name))")
-	@$(call render,chapters/readout,-P data:"$(abspath $(DATA))" \
+	@case "$$DATA" in /*) data="$$DATA" ;; *) data="$(CURDIR)/$$DATA" ;; esac; \
+	$(call render,chapters/readout,-P data:"$$data" \
 	  $(foreach name,$(filter unit $(SETTINGS),$(GIVEN)),-P $(name):"$($(name))"))
 	@echo "readout: page      _readout/index.html and _readout/index.pdf"
 	@echo "readout: readouts  _readout/readouts.csv"

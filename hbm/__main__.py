@@ -11,12 +11,13 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from glob import glob
 from pathlib import Path
 
 import pandas as pd
 
 from hbm.checks import DataError, refuse, require_columns
-from hbm.data import validate_users
+from hbm.data import read_users
 from hbm.diagnostics import DiagnosticsError
 from hbm.files import read_table, written_whole
 from hbm.grouping.candidates import create_grouping
@@ -74,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _readout(given: argparse.Namespace) -> int:
     say = _progress(given)
     say("reading the table")
-    data = _load(given.data, given.cluster)
+    data = _load(given.data, given.cluster, given.users)
     settings = {"cluster": given.cluster, "cluster_variance": given.cluster_variance}
     if given.priors:
         if given.expected_share is not None:
@@ -173,13 +174,19 @@ def _monitor(given: argparse.Namespace) -> int:
 # ------------------------------------------------------------------------- tables in and out
 
 
-def _load(path: str, cluster: str | None) -> pd.DataFrame:
+def _load(path: str, cluster: str | None, users: bool = False) -> pd.DataFrame:
     """Return users or summaries; or only the arms, where the table may be larger than memory."""
     file = Path(path)
-    if file.is_file() and ("effect_hat" in _columns(file)):
+    summaries = file.is_file() and "effect_hat" in _columns(file)
+    if users and (summaries or (glob(path) and not file.is_file())):
+        raise DataError(
+            f"{file.name}: the page of 'make readout' needs one file, with one row a user; "
+            f"without the page: python -m hbm readout {path!r}"
+        )
+    if summaries:
         return _grouped(read_table(file))
-    if cluster or (file.is_file() and path.lower().endswith((".csv", ".csv.gz"))):
-        return validate_users(read_table(file), source=file.name)
+    if users or (file.is_file() and (cluster or path.lower().endswith((".csv", ".csv.gz")))):
+        return read_users(file)
     return arms_from_warehouse(path)
 
 
@@ -311,6 +318,11 @@ def _parser() -> argparse.ArgumentParser:
     readout.add_argument("data", help="the table")
     readout.add_argument(
         "--output", default="readouts.csv", help="where to write, .csv or .json (%(default)s)"
+    )
+    readout.add_argument(
+        "--users",
+        action="store_true",
+        help="take nothing but one file with one row a user, as the page of 'make readout' needs",
     )
     readout.add_argument(
         "--priors", metavar="FOLDER", help="of fit-priors: answer from it, without a fit"

@@ -16,6 +16,8 @@ from hbm.__main__ import ALERT, BAD_FIT, BAD_INPUT, BAD_OUTPUT, main
 from hbm.exact import quadrature
 from hbm.production.nightly import load_night
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ibis.*")
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -302,6 +304,58 @@ def test_monitor_refuses_what_it_cannot_compare(quarters, tmp_path, capsys):
     assert main(["monitor", str(path)]) == BAD_INPUT
     assert "missing column quarter" in capsys.readouterr().err
     assert main(["monitor", str(path), str(path)]) == BAD_INPUT
+
+
+@pytest.mark.parametrize("kind", ["summaries", "folder", "pattern"])
+def test_a_page_needs_one_file_of_users_and_says_so_before_anything_is_written(
+    kind, users, summaries, tmp_path, capsys
+):
+    (tmp_path / "in").mkdir()
+    table = summaries if kind == "summaries" else users
+    table.to_csv(tmp_path / "in" / "table.csv", index=False)
+    given = {"summaries": "in/table.csv", "folder": "in", "pattern": "in/*.csv"}[kind]
+    output = tmp_path / "readouts.csv"
+    command = ["readout", str(tmp_path / given), "--output", str(output)]
+    assert main([*command, "--users"]) == BAD_INPUT
+    assert "needs one file, with one row a user; without the page: " in capsys.readouterr().err
+    assert not output.exists()
+    assert main(command) == 0
+
+
+def test_clusters_cannot_be_had_from_summaries_nor_from_many_files(
+    users, summaries, tmp_path, capsys
+):
+    (tmp_path / "in").mkdir()
+    users.assign(room=1).to_csv(tmp_path / "in" / "users.csv", index=False)
+    summaries.to_csv(tmp_path / "summaries.csv", index=False)
+    output = tmp_path / "readouts.csv"
+    for given, complaint in (
+        ("summaries.csv", "cannot apply to summaries"),
+        ("in", "column 'room' needs one row a user, not arms"),
+    ):
+        command = ["readout", str(tmp_path / given), "--output", str(output)]
+        assert main([*command, "--cluster", "room"]) == BAD_INPUT
+        assert complaint in capsys.readouterr().err
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("folder", ["", "{}/"], ids=["relative", "absolute"])
+def test_make_readout_takes_a_table_whose_name_has_spaces(folder, tmp_path):
+    """Run for real, with programs in the place of Python and Quarto that say what they get."""
+    for name in ("python", "quarto"):
+        program = tmp_path / name
+        program.write_text(f'#!/bin/sh\nfor given; do echo "{name}: $given"; done\n')
+        program.chmod(0o755)
+    data = folder.format(tmp_path) + "my  table.csv"
+    command = ["make", "--old-file=.venv/.ready", "readout", f"DATA={data}"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    env["PATH"] = f"{tmp_path}{os.pathsep}{env['PATH']}"
+    said = subprocess.run(
+        [*command, f"PYTHON={tmp_path / 'python'}"],
+        cwd=ROOT, env=env, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    assert f"python: {data}" in said
+    assert f"quarto: data:{ROOT / data}" in said
 
 
 def test_make_readout_hands_its_settings_to_the_table_and_to_its_page():
