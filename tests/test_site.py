@@ -204,6 +204,20 @@ def column(explorer, number):
     return explorer.locator(f"tbody tr td:nth-child({number})").all_inner_texts()
 
 
+def press_until(header, direction):
+    """Press a column's button until it is sorted so: ascending, descending and not take turns."""
+    for _ in range(3):
+        before = header.get_attribute("aria-sort")
+        header.locator(".dt-column-order").press("Enter")
+        header.page.wait_for_function(
+            "([header, before]) => header.getAttribute('aria-sort') !== before",
+            arg=[header.element_handle(), before],
+        )
+        if header.get_attribute("aria-sort") == direction:
+            return
+    pytest.fail(f"the column cannot be sorted {direction}")
+
+
 @needs_browser
 class TestExplorer:
     def test_finds_a_creator_by_part_of_its_id_and_by_genre(self, explorer):
@@ -221,13 +235,13 @@ class TestExplorer:
         explorer.get_by_label("a page").select_option("100")
         header = explorer.locator(f"thead th:nth-child({number})")
         for direction in ("ascending", "descending"):
-            header.locator(".dt-column-order").press("Enter")
-            expect(header).to_have_attribute("aria-sort", direction)  # it sorts a moment later
+            press_until(header, direction)
             cells = column(explorer, number)
             known = [cell.split()[0] for cell in cells if cell != "–"]
             assert cells[len(known) :] == ["–"] * (len(cells) - len(known))  # unknown ones last
             values = [float(text.replace("−", "-").replace(",", "")) for text in known]
-            assert len(set(values)) > 10
+            assert len(values) > 50
+            assert len(set(values)) > 1
             assert values == sorted(values, reverse=direction == "descending")
 
     def test_shows_plain_against_pooled_and_saves_what_is_listed(self, page, explorer):
