@@ -298,6 +298,8 @@ def test_a_single_number_of_clusters_is_enough_and_impossible_ones_are_refused(b
     for numbers in ([], [1, 2], [2, 130]):
         with pytest.raises(ValueError, match="k_range must be numbers from 2 to 129"):
             discover_clusters(features, ["score"], k_range=numbers)
+    with pytest.raises(DataError, match="column 'score' has no value"):
+        discover_clusters(features.assign(score=np.nan), ["money", "score"])
 
 
 # --- the join ----------------------------------------------------------------------------------

@@ -415,6 +415,11 @@ def test_whom_history_does_not_know_is_counted_and_twice_is_refused(data):
     assert found.steps["evidence"][2] == (
         "lift of 196 creators; 4 without features or lift set aside"
     )
+    history["lift_se"] = np.where(history.index == 5, np.nan, 0.1)
+    found = select_grouping(ites, features, NAMES, history=history, n_permutations=0)
+    assert found.steps["evidence"][2] == (
+        "lift of 195 creators; 5 without features or lift or lift_se set aside"
+    )
     with pytest.raises(DataError, match=r"history: column 'creator_id' must be unique.*'c004'"):
         select_grouping(ites, features, NAMES, history=history.iloc[[3, 4, 4]], outcome_se=None)
 

@@ -314,7 +314,7 @@ def discover_clusters(
     Raises
     ------
     DataError
-        If a column is missing.
+        If a column is missing or holds no value.
     ValueError
         If a number of clusters is not from 2 to one less than the creators, or `k` is none of
         `k_range`.
@@ -338,6 +338,8 @@ def discover_clusters(
     if k is not None and k not in numbers:
         raise ValueError(f"k must be one of {numbers}, got {k}")
     values = features[list(columns)].astype(float)
+    if (empty := values.columns[values.isna().all()]).size:
+        raise DataError(f"features: column '{empty[0]}' has no value")
     n_imputed = {c: int(n) for c, n in values.isna().sum().items() if n}
     scaled = _scaled(values.fillna(values.median()))
     rows, best = [], {}

@@ -269,8 +269,9 @@ def _known(history: pd.DataFrame, features, outcome: str, outcome_se: str | None
     require_columns(history, ("creator_id", *named), source)
     twice = history["creator_id"].duplicated(keep=False)
     refuse(history, twice, "creator_id", "must be unique", source)
-    known = history["creator_id"].isin(features["creator_id"]) & history[outcome].notna()
-    aside = f"; {(~known).sum()} without features or {outcome} set aside" * bool((~known).any())
+    known = history["creator_id"].isin(features["creator_id"]) & history[named].notna().all(axis=1)
+    lacking = f"; {(~known).sum()} without features or {' or '.join(named)} set aside"
+    aside = "" if known.all() else lacking
     path.add("Is there a history?", "yes", f"{outcome} of {known.sum()} creators{aside}")
     return history[known]
 
