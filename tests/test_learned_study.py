@@ -4,9 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import K
+from scipy import stats
+from test_sbc import LEVEL
 
 from hbm import plots
 from hbm.diagnostics import MAX_QUADRATURE_ERROR
+from hbm.learned.conflict import ALARM
 from hbm.learned.forms import EXACT, form_study
 from hbm.learned.study import (
     CANDIDATES,
@@ -27,6 +30,11 @@ from hbm.learned.study import (
 from hbm.sbc import QUANTITIES, sbc_verdicts
 
 BY = ["policy", "batch"]
+
+
+def most_false_alarms(n):
+    """So many of n batches may raise an alarm by chance, to be exceeded as rarely as K errors."""
+    return stats.binom(n, ALARM).ppf(stats.norm.cdf(K))
 
 
 def test_a_batch_is_drawn_around_its_genres(rng):
@@ -69,7 +77,7 @@ def weeks():
 
 @pytest.fixture(scope="module")
 def change():
-    return change_study(2, jump=1.0, at=3, scored=(2, 3))
+    return change_study(6, jump=1.0, at=3, scored=(2, 3))
 
 
 def test_the_studies_have_every_policy_and_genre(weeks, change):
@@ -92,13 +100,16 @@ def test_a_jump_is_met_by_the_check_alone(change):
     after = change[(change["batch"] == 3) & (change["genre"] == GENRES[2])]
     assert after["alarm"].all()
     assert after["named"].all()
-    error = after.groupby("policy")["genre_squared_error"].mean()
-    assert error["undiscounted"] > error["discounted"] > 4 * error[CHECKED]
-    assert not change.loc[change["batch"] == 2, "alarm"].any()
+    error = after.pivot(index="sequence", columns="policy", values="genre_squared_error")
+    for worse, better in (("undiscounted", "discounted"), ("discounted", CHECKED)):
+        lead = error[worse] - error[better]
+        assert lead.mean() > K * lead.sem(), worse
+    before = change[change["batch"] == 2].groupby("sequence")["alarm"].first()
+    assert before.sum() <= most_false_alarms(len(before))
 
 
 def test_forms_are_compared_with_the_joint_fit():
-    table = form_study(2, batches=(40, 10)).set_index("form")
+    table = form_study(4, batches=(40, 10)).set_index("form")
     for column in ("mean_error", "sd_error", "genre_error"):
         assert table.loc[EXACT, column] < MAX_QUADRATURE_ERROR
         assert (table[column].drop(EXACT) > 1e-4).all()
@@ -106,20 +117,25 @@ def test_forms_are_compared_with_the_joint_fit():
 
 
 def test_wandering_is_scored_by_discount():
-    study = wandering_study(2, step=0.3, n_batches=4)
+    study = wandering_study(8, step=0.3, n_batches=4)
     assert set(study["policy"]) == {*CANDIDATES, ORACLE}
     table = summarize_policies(study, ["policy"]).set_index("policy")
     assert table.loc["each batch alone", "elpd"] == 0
-    assert table.loc["1", "genre_mse"] > table.loc["0.5", "genre_mse"]
+    error = study.groupby(["sequence", "policy"])["genre_squared_error"].mean().unstack()
+    lead = np.log(error["1"] / error["0.5"])
+    assert lead.mean() > K * lead.sem()
 
 
 def test_alarms_are_counted_by_change():
-    table = alarm_study(3).set_index("change")
+    n = 10
+    table = alarm_study(n).set_index("change")
     assert list(table.index) == list(CHANGES)
-    hits = 3 * table["alarm"]
-    share = (hits + 0.5) / 4
-    np.testing.assert_allclose(table["alarm_se"], np.sqrt(share * (1 - share) / 5))
-    assert table.loc["sigma_creator by a half", "alarm"] >= table.loc["nothing", "alarm"]
+    share = (n * table["alarm"] + 0.5) / (n + 1)
+    np.testing.assert_allclose(table["alarm_se"], np.sqrt(share * (1 - share) / (n + 2)))
+    nothing, change = table.loc["nothing"], table.loc["sigma_creator by a half"]
+    assert n * nothing["alarm"] <= most_false_alarms(n)
+    error = np.hypot(nothing["alarm_se"], change["alarm_se"])
+    assert change["alarm"] - nothing["alarm"] > K * error
 
 
 def test_a_chain_is_ranked_like_any_fit():
@@ -131,7 +147,7 @@ def test_a_chain_is_ranked_like_any_fit():
 
 @pytest.mark.slow
 def test_the_chain_is_calibrated():
-    assert sbc_verdicts(chained_sbc(200))["uniform"].all()
+    assert sbc_verdicts(chained_sbc(200), LEVEL)["uniform"].all()
 
 
 def test_figures_draw_every_policy(weeks, change):
