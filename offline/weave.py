@@ -4,6 +4,7 @@ import ast
 import re
 from base64 import b64decode
 
+from .book import BuildError
 from .execute import ANSI, INLINE, Cell, defaults
 
 
@@ -21,8 +22,20 @@ def weave(project, chapter, outputs, site):
         elif kind == "verbatim":
             text += [line.text for line in lines]
         else:
-            text += [INLINE.sub(lambda _: inline(next(outputs)), line.text) for line in lines]
+            text += [filled(line, outputs) for line in lines]
     return "\n".join(text)
+
+
+def filled(line, outputs):
+    """A line of prose with the values of its inline expressions."""
+
+    def value(expression):
+        found = inline(next(outputs))
+        if not found:  # Quarto would leave the expression on the page
+            raise BuildError(f"{line}: {expression[0]} is empty; it must give some text")
+        return found
+
+    return INLINE.sub(value, line.text)
 
 
 def inline(outputs):

@@ -482,6 +482,13 @@ def test_a_failing_cell_is_named_where_it_stands(tmp_path, included):
     assert (tmp_path / "out/index.html").read_text() == "the last good one"
 
 
+def test_an_inline_expression_that_is_empty_is_refused(tmp_path):
+    single(tmp_path, "# One\n\nSome`{python} ' more' if False else ''` text.\n")
+    assert "index.qmd:3: `{python} ' more' if False else ''` is empty" in offline(
+        tmp_path, succeeds=False
+    )
+
+
 def test_a_dead_kernel_is_called_dead(tmp_path):
     single(tmp_path, "# One\n\n```{python}\nimport os; os._exit(1)\n```\n")
     assert "index.qmd:3: this cell failed: the kernel died" in offline(tmp_path, succeeds=False)
