@@ -22,20 +22,26 @@ def escape(text: object) -> str:
     return _MARKUP.sub(r"\\\1", re.sub(r"[^\S\N{NO-BREAK SPACE}]+", " ", str(text)))
 
 
-def interval_text(estimate: float, lower: float, upper: float, digits: int = 2) -> str:
-    """Return ``estimate [lower, upper]``, the one way the book writes an interval.
+class Unbroken(str):
+    """Text of numbers, which stays on one line and may stand in a sentence or in a table."""
 
-    The spaces do not break, so that an interval stays on one line of a narrow column.
-    """
-    text = f"{estimate:.{digits}f} [{lower:.{digits}f}, {upper:.{digits}f}]"
-    return text.replace("-", "−").replace(" ", "\N{NO-BREAK SPACE}")
+    def __new__(cls, text: str):
+        return super().__new__(cls, text.replace("-", "−").replace(" ", "\N{NO-BREAK SPACE}"))
+
+    def _repr_markdown_(self) -> str:
+        # An inline expression would otherwise show the repr, in which such a space is "\xa0".
+        return escape(self)
 
 
-def error_text(value: float, error: float) -> str:
+def interval_text(estimate: float, lower: float, upper: float, digits: int = 2) -> Unbroken:
+    """Return ``estimate [lower, upper]``, the one way the book writes an interval."""
+    return Unbroken(f"{estimate:.{digits}f} [{lower:.{digits}f}, {upper:.{digits}f}]")
+
+
+def error_text(value: float, error: float) -> Unbroken:
     """Return ``value ± error`` in any unit, with the two leading digits of the error."""
     digits = 1 - math.floor(math.log10(error)) if error > 0 else 3
-    text = " ± ".join(f"{round(x, digits):,.{max(digits, 0)}f}" for x in (value, error))
-    return text.replace("-", "−").replace(" ", "\N{NO-BREAK SPACE}")
+    return Unbroken(" ± ".join(f"{round(x, digits):,.{max(digits, 0)}f}" for x in (value, error)))
 
 
 def markdown_table(

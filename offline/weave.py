@@ -30,24 +30,33 @@ def filled(line, outputs):
     """A line of prose with the values of its inline expressions."""
 
     def value(expression):
-        found = inline(next(outputs))
-        if not found:  # Quarto would leave the expression on the page
-            raise BuildError(f"{line}: {expression[0]} is empty; it must give some text")
-        return found
+        try:
+            return inline(next(outputs))
+        except ValueError as error:
+            raise BuildError(f"{line}: {expression[0]}: {error}") from None
 
     return INLINE.sub(value, line.text)
 
 
 def inline(outputs):
-    """The value of an inline expression, as Quarto puts it: a plain text is escaped."""
+    """The value of an inline expression, as Quarto puts it: a plain text is escaped.
+
+    Quarto leaves an expression without a value on the page, and shows the repr of a text but for
+    its quotes: what would come out wrong is refused.
+    """
     for data in (out["data"] for out in outputs if "data" in out):
         if "text/markdown" in data:
             return data["text/markdown"]
         value = data["text/plain"]
         if value[0] not in "'\"":
             return value
-        return re.sub(r"([\\`*_{}\[\]()>#+,\-.!])", r"\\\1", ast.literal_eval(value))
-    return ""
+        text = ast.literal_eval(value)
+        if not text:
+            break
+        if text != value[1:-1]:
+            raise ValueError(f"its text would show as {value[1:-1]}; give Markdown")
+        return re.sub(r"([\\`*_{}\[\]()>#+,\-.!])", r"\\\1", text)
+    raise ValueError("its value is empty, and would not take its place")
 
 
 def cell_blocks(cell, outputs, site, stem):

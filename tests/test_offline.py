@@ -482,11 +482,16 @@ def test_a_failing_cell_is_named_where_it_stands(tmp_path, included):
     assert (tmp_path / "out/index.html").read_text() == "the last good one"
 
 
-def test_an_inline_expression_that_is_empty_is_refused(tmp_path):
-    single(tmp_path, "# One\n\nSome`{python} ' more' if False else ''` text.\n")
-    assert "index.qmd:3: `{python} ' more' if False else ''` is empty" in offline(
-        tmp_path, succeeds=False
-    )
+@pytest.mark.parametrize(
+    ("expression", "why"),
+    [
+        ("' more' if False else ''", "its value is empty"),
+        ("'1\\xa0m'", "its text would show as 1\\xa0m; give Markdown"),
+    ],
+)
+def test_an_inline_expression_that_quarto_would_show_wrongly_is_refused(tmp_path, expression, why):
+    single(tmp_path, f"# One\n\nSome `{{python}} {expression}` text.\n")
+    assert f"index.qmd:3: `{{python}} {expression}`: {why}" in offline(tmp_path, succeeds=False)
 
 
 def test_a_dead_kernel_is_called_dead(tmp_path):

@@ -418,5 +418,5 @@ class TestPdf:
                 inner = font.get("/DescendantFonts", [font])[0].get_object()
                 descriptor = inner.get("/FontDescriptor", {})
                 assert any(key.startswith("/FontFile") for key in descriptor)
-        for raw in ("{python}", ":::", "```", "@fig-", "@tbl-", "@sec-"):
+        for raw in ("{python}", "\\xa0", ":::", "```", "@fig-", "@tbl-", "@sec-"):
             assert raw not in self.text()

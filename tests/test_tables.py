@@ -7,6 +7,7 @@ import re
 import pandas as pd
 import pypandoc
 import pytest
+from IPython.core.formatters import DisplayFormatter
 
 from hbm.tables import csv_link, error_text, escape, interval_text, markdown_table
 
@@ -72,6 +73,13 @@ def test_interval_text():
 )
 def test_an_error_decides_on_digits(value, error, text):
     assert error_text(value, error) == text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
+@pytest.mark.parametrize("text", [interval_text(0.5, -0.25, 0.75), error_text(0.5, 0.01)])
+def test_a_sentence_shows_numbers_and_not_their_repr(text):
+    data, _ = DisplayFormatter().format(text)
+    assert data["text/markdown"] == escape(text)
+    assert "xa0" in data["text/plain"]
 
 
 def test_escape_keeps_one_line():
