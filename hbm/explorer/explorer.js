@@ -19,7 +19,7 @@ const plain = known("plain");
 const end = (share) => plain[Math.round(share * (plain.length - 1))] ?? 0;
 const low = Math.min(0, known("pooled_lower")[0] ?? 0, end(0.02));
 const high = Math.max(0, known("pooled_upper").at(-1) ?? 0, end(0.98));
-const WIDTH = 110;
+const WIDTH = 100;
 const x = (value) => 6 + (WIDTH - 12) * Math.min(Math.max((value - low) / (high - low || 1), -0.02), 1.02);
 
 function picture(row) {
