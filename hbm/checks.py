@@ -47,3 +47,17 @@ def refusal(offenders: pd.DataFrame, count: int, column: str, rule: str, source:
     )
     rows = "1 row breaks" if count == 1 else f"{count:,} rows break"
     return DataError(f"{source}: column '{column}' {rule}; {rows} it, first creators: {shown}")
+
+
+def is_real(values: pd.Series) -> bool:
+    """Whether a column holds numbers, whole or not, and neither truth values nor text."""
+    types = pd.api.types
+    return types.is_float_dtype(values.dtype) or types.is_integer_dtype(values.dtype)
+
+
+def numbers(frame: pd.DataFrame, column: str, source: str) -> np.ndarray:
+    """Return a column as floats, NaN where it is missing; raise unless it holds numbers."""
+    if not is_real(frame[column]):
+        dtype = frame[column].dtype
+        raise DataError(f"{source}: column '{column}' must be numeric, its type is {dtype}")
+    return frame[column].to_numpy(float, na_value=np.nan)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from hbm import variance as _variance
-from hbm.checks import FIRST, DataError, refuse, require_columns
+from hbm.checks import FIRST, DataError, is_real, numbers, refuse, require_columns
 from hbm.files import read_table
 from hbm.sizes import SIZE_MIXTURE, draw_sizes
 
@@ -185,12 +185,6 @@ def validate_users(users: pd.DataFrame, *, source: str = "users") -> pd.DataFram
     return users
 
 
-def is_real(values: pd.Series) -> bool:
-    """Whether a column holds numbers, whole or not, and neither truth values nor text."""
-    types = pd.api.types
-    return types.is_float_dtype(values.dtype) or types.is_integer_dtype(values.dtype)
-
-
 def summarize_arms(users: pd.DataFrame) -> pd.DataFrame:
     """Reduce users to the moments of each creator's two arms, by one grouped aggregation.
 
@@ -276,11 +270,9 @@ def validate_arms(arms: pd.DataFrame) -> pd.DataFrame:
     source = "arms"
     moments = [f"{moment}_{group}" for moment in ("n", "mean", "var") for group in GROUPS]
     require_columns(arms, ("creator_id", "genre", "genre_idx", *moments), source)
-    for column in ("creator_id", "genre"):
-        refuse(arms, arms[column].isna(), column, "must not be missing", source)
-    again = arms["creator_id"].duplicated(keep=False)
-    refuse(arms, again, "creator_id", "must be unique", source)
-    values = {column: _numbers(arms, column, source) for column in ("genre_idx", *moments)}
+    _refuse_repeated_creators(arms, source)
+    refuse(arms, arms["genre"].isna(), "genre", "must not be missing", source)
+    values = {column: numbers(arms, column, source) for column in ("genre_idx", *moments)}
     for column in ("genre_idx", "n_treatment", "n_control"):
         whole = (values[column] >= 0) & (values[column] % 1 == 0)
         refuse(arms, ~whole, column, "must be 0, 1, 2, …", source)
@@ -292,13 +284,6 @@ def validate_arms(arms: pd.DataFrame) -> pd.DataFrame:
         wrong = (n > 1) & ~(np.isfinite(var) & (var >= 0))
         refuse(arms, wrong, f"var_{group}", "must be at least 0 where there are two users", source)
     return arms
-
-
-def _numbers(frame: pd.DataFrame, column: str, source: str) -> np.ndarray:
-    if not is_real(frame[column]):
-        dtype = frame[column].dtype
-        raise DataError(f"{source}: column '{column}' must be numeric, its type is {dtype}")
-    return frame[column].to_numpy(float, na_value=np.nan)
 
 
 def incomplete_creators(users: pd.DataFrame) -> pd.DataFrame:
@@ -314,7 +299,10 @@ def incomplete_creators(users: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         ``creator_id, genre, n_treatment, n_control, reason``; empty if there is none.
     """
-    arms = _as_arms(users)
+    return _incomplete(_as_arms(users))
+
+
+def _incomplete(arms: pd.DataFrame) -> pd.DataFrame:
     columns = ["creator_id", "genre", "n_treatment", "n_control"]
     few = arms.loc[(arms[["n_treatment", "n_control"]] < 2).any(axis=1), columns].copy()
     few["reason"] = [
@@ -372,7 +360,7 @@ def summarize_creators(
         known = ", ".join(_variance.CLUSTER_METHODS)
         raise ValueError(f"unknown cluster_variance {cluster_variance!r}; known: {known}")
     arms = _as_arms(users)
-    few = incomplete_creators(arms)
+    few = _incomplete(arms)
     if len(few) and incomplete == "raise":
         first = ", ".join(f"{r.creator_id!r} ({r.reason})" for r in few.head(FIRST).itertuples())
         raise DataError(
@@ -453,11 +441,9 @@ def validate_summaries(summaries: pd.DataFrame) -> pd.DataFrame:
     require_columns(summaries, ("creator_id", "genre_idx", "effect_hat", "se"), source)
     if summaries.empty:
         raise DataError(f"{source}: the table has no rows")
-    ids = summaries["creator_id"]
-    refuse(summaries, ids.isna(), "creator_id", "must not be missing", source)
-    refuse(summaries, ids.duplicated(keep=False), "creator_id", "must be unique", source)
+    _refuse_repeated_creators(summaries, source)
     for column in ("genre_idx", "effect_hat", "se"):
-        values = _numbers(summaries, column, source)
+        values = numbers(summaries, column, source)
         refuse(summaries, ~np.isfinite(values), column, "must be a finite number", source)
     refuse(summaries, summaries["se"] <= 0, "se", "must be greater than 0", source)
     idx = summaries["genre_idx"].to_numpy(float)
@@ -471,6 +457,13 @@ def validate_summaries(summaries: pd.DataFrame) -> pd.DataFrame:
     if "genre" in summaries:
         _refuse_renamed_genres(summaries["genre"], idx.astype(int), source)
     return summaries
+
+
+def _refuse_repeated_creators(frame: pd.DataFrame, source: str) -> None:
+    """Raise unless every row has a creator of its own."""
+    ids = frame["creator_id"]
+    refuse(frame, ids.isna(), "creator_id", "must not be missing", source)
+    refuse(frame, ids.duplicated(keep=False), "creator_id", "must be unique", source)
 
 
 def _refuse_renamed_genres(genre: pd.Series, idx: np.ndarray, source: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -213,6 +213,18 @@ class Priors:
             raise ValueError(
                 f"nu must lie above {NU_MIN:g}, or effects have no variance, got {self.nu!r}"
             )
+
+    @classmethod
+    def suited(cls, summaries: pd.DataFrame, given: Priors | None = None) -> Priors:
+        """Return `given`, or weakly informative priors; of a single genre without its spread.
+
+        One genre says nothing about how genres differ, unless a memory does: its mean is then
+        the platform's.
+        """
+        priors = given or cls.weakly_informative(summaries)
+        if priors.memory is None and summaries["genre_idx"].nunique() == 1:
+            return replace(priors, sigma_genre=Fixed(0))
+        return priors
 
     @classmethod
     def weakly_informative(cls, summaries: pd.DataFrame) -> Priors:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from hbm.diagnostics import Diagnostics, check_diagnostics
 from hbm.estimates import extract_genre_estimates, extract_hbm_estimates, mixture
 from hbm.intervals import LEVEL, tail_probabilities
 from hbm.model import fit_hierarchical_model
-from hbm.priors import Fixed, Priors
+from hbm.priors import Priors
 from hbm.variance import variance_ratio
 
 #: A verdict is given if the probability of the other sign is at most this.
@@ -159,10 +159,7 @@ def readout_report(
     """
     errors = {"variance": variance, "cluster": cluster, "cluster_variance": cluster_variance}
     arms, summaries, excluded = summarized(data, **errors)
-    priors = priors or Priors.weakly_informative(summaries)
-    if priors.memory is None and summaries["genre_idx"].nunique() == 1:
-        # One genre says nothing about how genres differ: its mean is the platform's.
-        priors = replace(priors, sigma_genre=Fixed(0))
+    priors = Priors.suited(summaries, priors)
     # Readouts of the exact engine need no draws; NUTS makes them anyway.
     draws = {"draws": 0} if engine == "exact" else {}
     idata = fit_hierarchical_model(

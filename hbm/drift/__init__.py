@@ -14,8 +14,8 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from hbm.checks import DataError, refuse, require_columns
-from hbm.data import is_real, validate_summaries
+from hbm.checks import DataError, is_real, refuse, require_columns
+from hbm.data import validate_summaries
 from hbm.diagnostics import MAX_QUADRATURE_ERROR, Diagnostics, check_quadrature
 from hbm.drift.posterior import DriftLikelihood, DriftPosterior, integrate
 from hbm.drift.process import STATIC, AutoRegression, Process, RandomWalk

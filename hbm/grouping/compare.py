@@ -210,7 +210,7 @@ def leave_group_out(comparison: GroupingComparison, candidate: str) -> pd.DataFr
     """
     summaries, priors = comparison.groupings[candidate], comparison.priors
     with_groups = leave_one_genre_out(comparison.models[candidate])
-    none = _checked_fit(summaries, engine="exact", draws=0, priors=without_grouping(priors))
+    none = checked_fit(summaries, engine="exact", draws=0, priors=without_grouping(priors))
     without = leave_one_genre_out(none)["elpd_joint"]
     return pd.DataFrame(
         {
@@ -261,7 +261,7 @@ def without_grouping(priors: Priors) -> Priors:
     return Priors(priors.mu_global, Fixed(0), priors.sigma_creator)
 
 
-def _checked_fit(summaries: pd.DataFrame, **how):
+def checked_fit(summaries: pd.DataFrame, **how):
     """Fit a model; one that fails its diagnostics decides nothing."""
     model = fit_hierarchical_model(summaries, **how)
     check_diagnostics(model, effects=False).raise_if_failed()
@@ -271,9 +271,9 @@ def _checked_fit(summaries: pd.DataFrame, **how):
 def _leave_out(summaries, priors: Priors, engine: str, seed: int, quick: bool, sampling):
     """Fit a model, and predict each creator's estimate from all others: ``elpd, pit``."""
     if engine == "exact":
-        model = _checked_fit(summaries, engine=engine, draws=0, priors=priors)
+        model = checked_fit(summaries, engine=engine, draws=0, priors=priors)
         return model, loo_exact(model, quick=quick).pointwise.set_index("creator_id")
-    model = _checked_fit(summaries, engine=engine, priors=priors, random_seed=seed, **sampling)
+    model = checked_fit(summaries, engine=engine, priors=priors, random_seed=seed, **sampling)
     loo = leave_one_out(model)
     frame = loo_pit(model, loo).set_index("creator_id")
     return model, frame.assign(elpd=loo.elpd.elpd_i.values)

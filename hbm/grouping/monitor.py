@@ -19,11 +19,10 @@ from hbm.exact import predictive_moments
 from hbm.exact.loo import loo_exact
 from hbm.gaussian import mixture_cdf, shrinkage_factor
 from hbm.grouping.checks import held_out_coverage
-from hbm.grouping.compare import elpd_difference, without_grouping
+from hbm.grouping.compare import checked_fit, elpd_difference, without_grouping
 from hbm.grouping.explore import analyze_grouping_candidate
 from hbm.grouping.thresholds import THRESHOLDS
 from hbm.intervals import LEVEL, normal_factor, tail_probabilities
-from hbm.model import fit_hierarchical_model
 from hbm.priors import Priors
 
 #: A change of the mean shrinkage is an alert beyond this many standard errors.
@@ -160,7 +159,7 @@ class _Quarter:
 
 
 def _fit(summaries: pd.DataFrame, priors: Priors):
-    return fit_hierarchical_model(summaries, engine="exact", draws=0, priors=priors)
+    return checked_fit(summaries, engine="exact", draws=0, priors=priors)
 
 
 def _variance(summaries: pd.DataFrame) -> tuple[float, float]:

@@ -29,7 +29,7 @@ from hbm.files import written_whole
 from hbm.gaussian import creator_moments, mixture_moments
 from hbm.learned import FORMAT, VERSION, PriorsFileError, learn_priors, load_priors
 from hbm.model import fit_hierarchical_model
-from hbm.priors import Fixed, Priors
+from hbm.priors import Priors
 from hbm.production.instant import Night, instant_estimates
 
 #: What a night's files are called; creators that were counted lie in a file named by content.
@@ -88,11 +88,8 @@ def fit_night(
         If the fit cannot be trusted, or the rehearsal fails.
     """
     start = time.perf_counter()
-    require_columns(summaries, ["genre"], "summaries")
-    priors = past or Priors.weakly_informative(summaries)
-    if priors.memory is None and summaries["genre"].nunique() == 1:
-        # One genre says nothing about how genres differ: its mean is the platform's.
-        priors = replace(priors, sigma_genre=Fixed(0))
+    require_columns(summaries, ["genre", "genre_idx"], "summaries")
+    priors = Priors.suited(summaries, past)
     fit = fit_hierarchical_model(summaries, engine="exact", draws=0, priors=priors)
     check_diagnostics(fit).raise_if_failed()
     columns = {name: summaries[name].to_numpy() for name in ("effect_hat", "se")}

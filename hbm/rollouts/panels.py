@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hbm.checks import DataError, refuse, require_columns
-from hbm.data import GENRES, is_real
+from hbm.checks import DataError, is_real, numbers, refuse, require_columns
+from hbm.data import GENRES
 from hbm.sizes import SIZE_MIXTURE, draw_sizes
 
 _SOURCE = "panel"
@@ -181,10 +181,7 @@ def _refuse_values(panel: pd.DataFrame, unit: str, wrong, column: str, rule: str
 
 
 def _finite(panel: pd.DataFrame, unit: str, column: str) -> np.ndarray:
-    if not is_real(panel[column]):
-        dtype = panel[column].dtype
-        raise DataError(f"{_SOURCE}: column '{column}' must be numeric, its type is {dtype}")
-    values = panel[column].to_numpy(float, na_value=np.nan)
+    values = numbers(panel, column, _SOURCE)
     _refuse_values(panel, unit, ~np.isfinite(values), column, "must be a finite number")
     return values
 
